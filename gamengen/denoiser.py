@@ -1,0 +1,131 @@
+"""Denoiser: the next latent from a noisy one, past latents and past actions.
+
+Two U-Nets: a *context* network, which sees only past latents and actions and so runs once a frame,
+and a *noise* network, which also sees the noisy latent and runs once a sampling step. Past latents
+are concatenated in channels; the actions and the two noise levels enter by FiLM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from agents.errors import OptionError
+from gamengen.layers import LevelEmbedding, ResidualBlock
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """Sizes of a denoiser.
+
+    Args:
+        context: K, the number of past frames.
+        channels: C, channels of a latent.
+        actions: A, channels of an action.
+        widths: convolution widths at the latent's size and at half of it.
+        context_blocks: residual blocks of the context network: on the way down, at half size, on the way up.
+        noise_blocks: likewise for the noise network.
+        embedding: width of the FiLM embedding.
+    """
+
+    context: int = 8
+    channels: int = 32
+    actions: int = 3
+    widths: tuple[int, int] = (128, 224)
+    context_blocks: tuple[int, int, int] = (1, 3, 2)
+    noise_blocks: tuple[int, int, int] = (1, 2, 1)
+    embedding: int = 128
+
+    def __post_init__(self) -> None:
+        if self.context < 1 or self.actions < 1 or self.channels < 1:
+            raise OptionError("context, actions and channels must be at least 1", "denoiser", "use a preset")
+        if any(width % 8 or width < 8 for width in self.widths):
+            raise OptionError(f"widths must be multiples of 8, got {self.widths}", "denoiser", "use 128, 224")
+
+
+class UNet(nn.Module):
+    """Two resolutions, residual blocks with FiLM, one skip connection."""
+
+    def __init__(self, widths: tuple[int, int], blocks: tuple[int, int, int], embedding: int) -> None:
+        super().__init__()
+        wide, narrow = widths
+        self.down = nn.ModuleList(ResidualBlock(wide, embedding) for _ in range(blocks[0]))
+        self.shrink = nn.Conv2d(wide, narrow, 3, stride=2, padding=1)
+        self.middle = nn.ModuleList(ResidualBlock(narrow, embedding) for _ in range(blocks[1]))
+        self.grow = nn.Conv2d(narrow, 4 * wide, 1)
+        self.up = nn.ModuleList(ResidualBlock(wide, embedding) for _ in range(blocks[2]))
+
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        """``x`` (B, widths[0], h, w), ``embedding`` (B, E) -> the same shape; h and w may be odd."""
+        for block in self.down:
+            x = block(x, embedding)
+        hidden = self.shrink(x)
+        for block in self.middle:
+            hidden = block(hidden, embedding)
+        grown = F.pixel_shuffle(self.grow(hidden), 2)
+        x = x + grown[:, :, : x.shape[2], : x.shape[3]]
+        for block in self.up:
+            x = block(x, embedding)
+        return x
+
+
+class Denoiser(nn.Module):
+    """Predicts the clean next latent (x-prediction)."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.config = config
+        wide, embedding = config.widths[0], config.embedding
+        self.actions = nn.Sequential(
+            nn.Linear(config.context * config.actions, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        self.context_level = LevelEmbedding(embedding)
+        self.sigma = LevelEmbedding(embedding)
+        self.context_first = nn.Conv2d(config.context * config.channels, wide, 3, padding=1)
+        self.context_net = UNet(config.widths, config.context_blocks, embedding)
+        self.noise_first = nn.Conv2d(config.channels, wide, 3, padding=1)
+        self.noise_net = UNet(config.widths, config.noise_blocks, embedding)
+        self.norm = nn.GroupNorm(8, wide)
+        self.last = nn.Conv2d(wide, config.channels, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+
+    def encode_context(
+        self, context: torch.Tensor, actions: torch.Tensor, level: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What depends only on the past, once a frame.
+
+        Args:
+            context: past latents (B, K, C, h, w), oldest first.
+            actions: (B, K, A); the last is the one held now.
+            level: noise level of the context (B,).
+
+        Returns:
+            Features (B, widths[0], h, w), an embedding (B, E) and the base of the prediction (B, C, h, w).
+        """
+        embedding = self.actions(actions.flatten(1)) + self.context_level(level)
+        features = self.context_net(self.context_first(context.flatten(1, 2)), F.silu(embedding))
+        # The best linear guess of a unit-variance latent seen under this much noise.
+        base = context[:, -1] / (1 + level.float().square())[:, None, None, None].to(context.dtype)
+        return features, embedding, base
+
+    def denoise(
+        self, noisy: torch.Tensor, sigma: torch.Tensor, encoded: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        """Noisy latent (B, C, h, w) at noise level ``sigma`` (B,) -> the clean latent (B, C, h, w)."""
+        features, embedding, base = encoded
+        hidden = self.noise_net(features + self.noise_first(noisy), F.silu(embedding + self.sigma(sigma)))
+        return base + self.last(F.silu(self.norm(hidden)))
+
+    def forward(
+        self,
+        noisy: torch.Tensor,
+        sigma: torch.Tensor,
+        context: torch.Tensor,
+        actions: torch.Tensor,
+        level: torch.Tensor,
+    ) -> torch.Tensor:
+        """Both networks; see :meth:`encode_context` and :meth:`denoise`."""
+        return self.denoise(noisy, sigma, self.encode_context(context, actions, level))

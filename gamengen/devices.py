@@ -1,0 +1,55 @@
+"""Choosing a device and what it computes in."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+
+from agents.errors import DeviceError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device called ``name``; ``auto`` takes CUDA where there is one.
+
+    Raises:
+        DeviceError: it is not there; an explicit device never falls back.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError("no such kind of device", name, "use auto, cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError("this kind of device is not supported", name, "use auto, cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("no CUDA device was found", name, "use --device cpu, or install torch with CUDA")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"there are only {torch.cuda.device_count()} CUDA devices", name, "use a lower number")
+    return device
+
+
+@functools.cache
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 faster than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags or " bf16" in flags
+
+
+def describe_device(device: torch.device) -> str:
+    """The device's name as its maker calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+    return f"{model}, {torch.get_num_threads()} threads"

@@ -1,0 +1,217 @@
+"""The training loop: budgets, schedule, EMA, exact resume, logs. What is trained is a ``Task``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from agents.errors import CheckpointError, DataError, OptionError
+from gamengen.muon import MuonAdamW
+from recorder.progress import progress
+
+STATE_VERSION = 1
+SAVE_SECONDS = 60.0
+WARMUP, COOLDOWN = 0.02, 0.4  # shares of the budget
+
+
+class Task(Protocol):
+    """Something to train."""
+
+    name: str
+    model: nn.Module
+
+    def loss(self, step: int, progress: float) -> torch.Tensor:
+        """Mean loss of the batch of ``step``, which it draws from the seed and ``step`` alone.
+
+        ``progress`` in [0, 1) is the share of the budget that is spent.
+        """
+
+    def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Figures and pictures (H, W, 3) uint8 by name, on held-out data."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How long and how to train. With ``steps`` a resumed run equals an uninterrupted one exactly;
+    with ``minutes`` the schedule follows the clock (time spent before a stop is counted)."""
+
+    minutes: float | None = None
+    steps: int | None = None
+    muon_lr: float = 0.02
+    adam_lr: float = 1e-3
+    ema: float = 0.998
+    evaluate_seconds: float = 300.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.minutes is None) == (self.steps is None):
+            raise OptionError("give either minutes or steps", "--minutes, --steps", "for example --minutes 30")
+        for name in ("minutes", "steps"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise OptionError(f"must be more than 0, got {value}", f"--{name}", "give a positive number")
+
+
+class Trainer:
+    """Trains ``task.model`` in ``folder``, going on from ``state.pt`` where there is one."""
+
+    def __init__(self, task: Task, options: TrainOptions, folder: Path) -> None:
+        self.task, self.options, self.folder = task, options, folder
+        self.device = next(task.model.parameters()).device
+        self.optimizer = MuonAdamW(task.model, options.muon_lr, options.adam_lr)
+        self.step, self.seconds = 0, 0.0
+        self.average = {name: value.detach().clone() for name, value in task.model.state_dict().items()}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"cannot make the folder ({error.strerror})", folder, "choose another folder") from error
+        if self._state_path.is_file():
+            self._load()
+
+    @property
+    def _state_path(self) -> Path:
+        return self.folder / "state.pt"
+
+    @property
+    def done(self) -> float:
+        """Share of the budget that is spent, in [0, 1]."""
+        if self.options.steps is not None:
+            return min(1.0, self.step / self.options.steps)
+        assert self.options.minutes is not None
+        return min(1.0, self.seconds / (60 * self.options.minutes))
+
+    def run(self) -> dict[str, float]:
+        """Train to the end of the budget; returns the figures of the last evaluation.
+
+        At the end ``task.model`` holds the averaged (EMA) weights.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        model = self.task.model.train()
+        losses: list[float] = []
+        with SummaryWriter(str(self.folder)) as board, progress(f"training {self.task.name}", 1.0) as show:
+            saved = evaluated = time.monotonic()
+            while self.done < 1:
+                began = time.monotonic()
+                self.optimizer.scale_lr(learning_rate_factor(self.done))
+                with autocast(self.device):
+                    loss = self.task.loss(self.step, self.done)
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                self.optimizer.step()
+                self._update_average()
+                losses.append(float(loss.detach()))
+                if not math.isfinite(losses[-1]):
+                    raise DataError("training diverged (the loss is not finite)", self.folder, "lower --muon-lr")
+                self.step += 1
+                now = time.monotonic()
+                self.seconds += now - began
+                if self.step % 20 == 0:
+                    board.add_scalar("loss", float(np.mean(losses[-20:])), self.step)
+                    note = f"step {self.step}, loss {np.mean(losses[-100:]):.4f}, {self.step / self.seconds:.1f} steps/s"
+                    show(self.done, note)
+                if now - evaluated > self.options.evaluate_seconds and self.done < 1:
+                    self._evaluate(board)
+                    evaluated = time.monotonic()
+                if now - saved > SAVE_SECONDS:
+                    self._save()
+                    saved = time.monotonic()
+            self._save()
+            figures = self._evaluate(board)
+            show(1.0, "")
+        model.load_state_dict(self.average)
+        model.eval()
+        return figures
+
+    def _update_average(self) -> None:
+        decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
+        current = self.task.model.state_dict()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), [current[name] for name in self.average], 1 - decay)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[nn.Module]:
+        """The model with its averaged weights, for as long as the block lasts."""
+        model = self.task.model
+        trained = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(self.average)
+        model.eval()
+        try:
+            yield model
+        finally:
+            model.load_state_dict(trained)
+            model.train()
+
+    def _evaluate(self, board: Any) -> dict[str, float]:
+        with self._averaged() as model, torch.no_grad(), autocast(self.device):
+            figures, pictures = self.task.evaluate(model)
+        for name, value in figures.items():
+            board.add_scalar(name, value, self.step)
+        for name, picture in pictures.items():
+            board.add_image(name, picture, self.step, dataformats="HWC")
+        line = {"step": self.step, "seconds": round(self.seconds, 1), **figures}
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        return figures
+
+    def _save(self) -> None:
+        state = {
+            "version": STATE_VERSION,
+            "task": self.task.name,
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.task.model.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        partial = self._state_path.with_suffix(".partial")
+        try:
+            torch.save(state, partial)
+            partial.replace(self._state_path)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            raise DataError(f"cannot save the training state ({error})", self.folder, "free some space") from error
+
+    def _load(self) -> None:
+        remedy = "delete the file to start this stage anew"
+        try:
+            state = torch.load(self._state_path, map_location=self.device, weights_only=True)
+            if state["version"] != STATE_VERSION or state["task"] != self.task.name:
+                raise CheckpointError("the training state is of another version or task", self._state_path, remedy)
+            self.task.model.load_state_dict(state["model"])
+            self.average = {name: value.to(self.device) for name, value in state["average"].items()}
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.seconds = state["step"], state["seconds"]
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError) as error:
+            what = f"the training state is damaged or of another shape ({str(error)[:80]})"
+            raise CheckpointError(what, self._state_path, remedy) from error
+        except Exception as error:  # pickle.UnpicklingError: not a state that weights_only admits
+            raise CheckpointError("the training state is not one of ours", self._state_path, remedy) from error
+
+
+def learning_rate_factor(done: float) -> float:
+    """Linear warm-up, constant, linear to zero, by the share of the budget that is spent."""
+    return min(1.0, (done + 1e-3) / WARMUP, (1 - done) / COOLDOWN)
+
+
+def autocast(device: torch.device) -> Any:
+    """bf16 where the device computes in it, else nothing."""
+    from gamengen.devices import has_bf16
+
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device))
+
+
+def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The generator of one training step: the same for a resumed run."""
+    mixed = int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch.Generator(device=device).manual_seed(mixed)

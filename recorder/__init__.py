@@ -1,0 +1,1 @@
+"""What the agents did, on disk: episodes, parallel recording, verification and preview."""

@@ -1,0 +1,240 @@
+"""Episodes on disk, and the alignment law.
+
+**The alignment law.** ``actions[t]`` is what is held while ``frames[t]`` is on screen and what
+produces ``frames[t+1]``; ``rewards[t]`` is what that step earned. It is written once, in
+:func:`play_episode`.
+
+One HDF5 file holds one episode: ``frames`` (N, H, W, 3) u8 and ``actions`` (N, A) f32, ``rewards``
+(N,) f32, ``variables`` (N, V) f32, with ``variable_names``, ``terminated``, ``truncated``, ``seed``
+and ``agent`` as attributes. It is written under a temporary name, synced, then renamed: a file with
+its final name is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import hdf5plugin
+import numpy as np
+
+from agents.agent import Agent
+from agents.environments import Environment
+from agents.errors import DataError
+
+FORMAT_VERSION = 1
+CHUNK_FRAMES = 8
+PARTIAL_SUFFIX = ".partial"
+
+
+@dataclass(frozen=True)
+class EpisodeInfo:
+    """What an episode file says of itself, without its arrays."""
+
+    path: Path
+    frames: int
+    height: int
+    width: int
+    actions: int
+    variable_names: tuple[str, ...]
+    terminated: bool
+    truncated: bool
+    seed: int
+    agent: str
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A whole episode in memory: frames (N, H, W, 3) u8, actions (N, A) f32, rewards (N,), variables (N, V)."""
+
+    info: EpisodeInfo
+    frames: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    variables: np.ndarray
+
+
+class EpisodeWriter:
+    """Writes one episode step by step; use it as a context manager.
+
+    Leaving the block without :meth:`finish`, or by an error, removes the partial file.
+
+    Raises:
+        DataError: the file cannot be written; nothing already recorded is harmed.
+    """
+
+    def __init__(
+        self, path: Path, height: int, width: int, actions: int, variable_names: tuple[str, ...], seed: int, agent: str
+    ) -> None:
+        self.path = path
+        self.frames = 0
+        self._partial = path.with_name(path.name + PARTIAL_SUFFIX)
+        self._shape = (height, width, 3)
+        self._actions, self._variable_names = actions, variable_names
+        self._attributes = {"seed": seed, "agent": agent}
+        self._pending: list[tuple[np.ndarray, np.ndarray, float, np.ndarray]] = []
+        self._file: h5py.File | None = None
+
+    def __enter__(self) -> EpisodeWriter:
+        with self._disk_errors():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = h5py.File(self._partial, "w")
+            compressed: Any = hdf5plugin.Zstd(clevel=3)
+            self._file.create_dataset(
+                "frames", (0, *self._shape), "u1", maxshape=(None, *self._shape),
+                chunks=(CHUNK_FRAMES, *self._shape), compression=compressed,
+            )  # fmt: skip
+            for name, width in (("actions", self._actions), ("variables", len(self._variable_names))):
+                self._file.create_dataset(name, (0, width), "f4", maxshape=(None, width), chunks=(256, max(1, width)))
+            self._file.create_dataset("rewards", (0,), "f4", maxshape=(None,), chunks=(256,))
+        return self
+
+    def append(self, frame: np.ndarray, action: np.ndarray, reward: float, variables: dict[str, float]) -> None:
+        """Add one step: the frame on screen, the action held during it, what it earned."""
+        assert frame.shape == self._shape and frame.dtype == np.uint8, (frame.shape, frame.dtype)
+        values = np.array([variables.get(name, np.nan) for name in self._variable_names], np.float32)
+        self._pending.append((frame.copy(), np.asarray(action, np.float32), reward, values))
+        self.frames += 1
+        if len(self._pending) == CHUNK_FRAMES:
+            self._flush()
+
+    def finish(self, *, terminated: bool, truncated: bool) -> None:
+        """Make the episode whole and give it its final name."""
+        with self._disk_errors():
+            self._flush()
+            assert self._file is not None
+            self._file.attrs.update(
+                {
+                    "format_version": FORMAT_VERSION,
+                    "variable_names": list(self._variable_names),
+                    "terminated": terminated,
+                    "truncated": truncated,
+                    **self._attributes,
+                }
+            )
+            self._file.close()
+            self._file = None
+            with self._partial.open("rb") as file:
+                os.fsync(file.fileno())
+            self._partial.rename(self.path)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError, RuntimeError):
+                self._file.close()
+            self._file = None
+        self._partial.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        assert self._file is not None
+        with self._disk_errors():
+            start, stop = self.frames - len(self._pending), self.frames
+            columns = zip(*self._pending, strict=True)
+            for name, column in zip(("frames", "actions", "rewards", "variables"), columns, strict=True):
+                dataset = self._file[name]
+                dataset.resize(stop, axis=0)
+                dataset[start:stop] = np.stack(column)
+        self._pending.clear()
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            remedy = "free some space or choose another --out; finished episodes are safe"
+            raise DataError(f"cannot write the episode ({_reason(error)})", self.path, remedy) from error
+
+
+def play_episode(environment: Environment, agent: Agent, writer: EpisodeWriter, seed: int) -> None:
+    """Play one episode and write it, by the alignment law.
+
+    The frame of a terminal step is never written: the game has none.
+    """
+    agent.reset(seed)
+    frame, info = environment.reset(seed=seed)
+    ended = terminated = truncated = False
+    while not ended:
+        action = agent.act(frame, info)
+        next_frame, reward, terminated, truncated, next_info = environment.step(action)
+        writer.append(frame, action, reward, info["variables"])
+        frame, info = next_frame, next_info
+        ended = terminated or truncated
+    writer.finish(terminated=terminated, truncated=truncated)
+
+
+def read_info(path: Path) -> EpisodeInfo:
+    """Read and check what an episode says of itself.
+
+    Raises:
+        DataError: the file is missing, truncated, foreign or of another version.
+    """
+    with _open(path) as file:
+        return _info(path, file)
+
+
+def read_episode(path: Path, start: int = 0, stop: int | None = None) -> Episode:
+    """Read steps ``start`` to ``stop`` of an episode, or all of it.
+
+    Raises:
+        DataError: the file is missing, truncated, foreign or of another version.
+    """
+    with _open(path) as file:
+        info = _info(path, file)
+        arrays = [np.asarray(file[name][start:stop]) for name in ("frames", "actions", "rewards", "variables")]
+    return Episode(info, *arrays)
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[h5py.File]:
+    remedy = "delete this file, then record again into the same folder"
+    if not path.is_file():
+        raise DataError("no such episode", path, "check the path")
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, RuntimeError, KeyError) as error:
+        raise DataError(f"the episode is damaged or truncated ({_reason(error)})", path, remedy) from error
+
+
+def _info(path: Path, file: h5py.File) -> EpisodeInfo:
+    version = file.attrs.get("format_version")
+    if version != FORMAT_VERSION:
+        raise DataError(f"the episode has format version {version}, not {FORMAT_VERSION}", path, "record it again")
+    frames = file["frames"]
+    lengths = {name: len(file[name]) for name in ("frames", "actions", "rewards", "variables")}
+    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
+        raise DataError(f"frames must be (N, H, W, 3) uint8, got {frames.shape}", path, "record it again")
+    if len(set(lengths.values())) != 1 or not lengths["frames"]:
+        raise DataError(f"the episode's arrays differ in length ({lengths})", path, "record it again")
+    return EpisodeInfo(
+        path,
+        len(frames),
+        frames.shape[1],
+        frames.shape[2],
+        file["actions"].shape[1],
+        tuple(str(name) for name in file.attrs["variable_names"]),
+        bool(file.attrs["terminated"]),
+        bool(file.attrs["truncated"]),
+        int(file.attrs["seed"]),
+        str(file.attrs["agent"]),
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The last clause of an h5py message, which carries the system's own words."""
+    text = str(error).strip().split("\n")[0]
+    if "errno = 28" in text or getattr(error, "errno", None) == 28:
+        return "no space left on the disk"
+    if "errno = 13" in text or isinstance(error, PermissionError):
+        return "permission denied"
+    return text[:120]
