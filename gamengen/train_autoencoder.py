@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -115,8 +114,3 @@ def encode_frames(autoencoder: Autoencoder, frames: np.ndarray, batch: int = 16)
         for part in torch.from_numpy(frames).split(batch):
             parts.append(autoencoder.encode(pixels_of(part.to(device))).half().cpu())
     return torch.cat(parts)
-
-
-def load_pool_of(folder: Path) -> FramePool:
-    """The frame pool of the recording in ``folder``."""
-    return load_frame_pool(Recording.open(folder))

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from agents.errors import CheckpointError, DataError, OptionError
@@ -61,6 +63,13 @@ class TrainOptions:
             if value is not None and not 0 < value < math.inf:
                 raise OptionError(f"must be more than 0, got {value}", f"--{name}", "give a positive number")
 
+    def spent(self, step: int, seconds: float) -> float:
+        """Share of the budget, in [0, 1], that so many steps and seconds have spent."""
+        if self.steps is not None:
+            return min(1.0, step / self.steps)
+        assert self.minutes is not None
+        return min(1.0, seconds / (60 * self.minutes))
+
 
 class Trainer:
     """Trains ``task.model`` in ``folder``, going on from ``state.pt`` where there is one."""
@@ -85,10 +94,7 @@ class Trainer:
     @property
     def done(self) -> float:
         """Share of the budget that is spent, in [0, 1]."""
-        if self.options.steps is not None:
-            return min(1.0, self.step / self.options.steps)
-        assert self.options.minutes is not None
-        return min(1.0, self.seconds / (60 * self.options.minutes))
+        return self.options.spent(self.step, self.seconds)
 
     def run(self) -> dict[str, float]:
         """Train to the end of the budget; returns the figures of the last evaluation.
@@ -118,7 +124,9 @@ class Trainer:
                 self.seconds += now - began
                 if self.step % 20 == 0:
                     board.add_scalar("loss", float(np.mean(losses[-20:])), self.step)
-                    note = f"step {self.step}, loss {np.mean(losses[-100:]):.4f}, {self.step / self.seconds:.1f} steps/s"
+                    note = (
+                        f"step {self.step}, loss {np.mean(losses[-100:]):.4f}, {self.step / self.seconds:.1f} steps/s"
+                    )
                     show(self.done, note)
                 if now - evaluated > self.options.evaluate_seconds and self.done < 1:
                     self._evaluate(board)
@@ -131,6 +139,7 @@ class Trainer:
             show(1.0, "")
         model.load_state_dict(self.average)
         model.eval()
+        self._finish()
         return figures
 
     def _update_average(self) -> None:
@@ -182,6 +191,16 @@ class Trainer:
             partial.unlink(missing_ok=True)
             raise DataError(f"cannot save the training state ({error})", self.folder, "free some space") from error
 
+    def _finish(self) -> None:
+        """Leave the averaged weights, and what was spent on them, for :func:`load_finished`."""
+        partial = self.folder / "final.partial"
+        spent = {"step": str(self.step), "seconds": str(self.seconds)}
+        try:
+            save_file({name: value.cpu().contiguous() for name, value in self.average.items()}, partial, spent)
+            partial.replace(self.folder / "final.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"cannot save the weights ({error})", self.folder, "free some space") from error
+
     def _load(self) -> None:
         remedy = "delete the file to start this stage anew"
         try:
@@ -197,6 +216,32 @@ class Trainer:
             raise CheckpointError(what, self._state_path, remedy) from error
         except Exception as error:  # pickle.UnpicklingError: not a state that weights_only admits
             raise CheckpointError("the training state is not one of ours", self._state_path, remedy) from error
+
+
+def load_finished(model: nn.Module, folder: Path, options: TrainOptions | None) -> bool:
+    """Load into ``model`` the weights that a finished training left; False where it must go on.
+
+    Args:
+        model: of the same sizes.
+        folder: the trainer's.
+        options: the budget that must be spent; None takes any finished training.
+
+    Raises:
+        CheckpointError: the weights are damaged or of other sizes.
+    """
+    path = folder / "final.safetensors"
+    if not path.is_file():
+        return False
+    try:
+        with safe_open(path, "pt") as file:
+            spent = file.metadata() or {}
+            if options is not None and options.spent(int(spent["step"]), float(spent["seconds"])) < 1:
+                return False
+            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
+        what = f"the trained weights are damaged or of other sizes ({str(error)[:80]})"
+        raise CheckpointError(what, path, "delete the file to go on from the training state") from error
+    return True
 
 
 def learning_rate_factor(done: float) -> float:

@@ -8,13 +8,18 @@ One HDF5 file holds one episode: ``frames`` (N, H, W, 3) u8 and ``actions`` (N, 
 (N,) f32, ``variables`` (N, V) f32, with ``variable_names``, ``terminated``, ``truncated``, ``seed``
 and ``agent`` as attributes. It is written under a temporary name, synced, then renamed: a file with
 its final name is whole.
+
+An episode is gathered in memory, compressed (about 30 kB a frame of Doom), and reaches the disk in one
+plain write: the HDF5 library itself does not survive a full disk, it crashes the process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -74,102 +79,121 @@ class EpisodeWriter:
     ) -> None:
         self.path = path
         self.frames = 0
-        self._partial = path.with_name(path.name + PARTIAL_SUFFIX)
+        # The process is part of the name: two of them never write into one another's file.
+        self._partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
         self._shape = (height, width, 3)
         self._actions, self._variable_names = actions, variable_names
         self._attributes = {"seed": seed, "agent": agent}
         self._pending: list[tuple[np.ndarray, np.ndarray, float, np.ndarray]] = []
+        self._image = io.BytesIO()
         self._file: h5py.File | None = None
 
     def __enter__(self) -> EpisodeWriter:
         with self._disk_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = h5py.File(self._partial, "w")
-            compressed: Any = hdf5plugin.Zstd(clevel=3)
-            self._file.create_dataset(
-                "frames", (0, *self._shape), "u1", maxshape=(None, *self._shape),
-                chunks=(CHUNK_FRAMES, *self._shape), compression=compressed,
-            )  # fmt: skip
-            for name, width in (("actions", self._actions), ("variables", len(self._variable_names))):
-                self._file.create_dataset(name, (0, width), "f4", maxshape=(None, width), chunks=(256, max(1, width)))
-            self._file.create_dataset("rewards", (0,), "f4", maxshape=(None,), chunks=(256,))
+        if self.path.exists():
+            raise DataError("the episode is there already", self.path, "record into another folder")
+        self._file = h5py.File(self._image, "w")
+        compressed: Any = hdf5plugin.Zstd(clevel=3)
+        self._file.create_dataset(
+            "frames", (0, *self._shape), "u1", maxshape=(None, *self._shape),
+            chunks=(CHUNK_FRAMES, *self._shape), compression=compressed,
+        )  # fmt: skip
+        for name, width in (("actions", self._actions), ("variables", len(self._variable_names))):
+            self._file.create_dataset(name, (0, width), "f4", maxshape=(None, width or None), chunks=(256, width or 1))
+        self._file.create_dataset("rewards", (0,), "f4", maxshape=(None,), chunks=(256,))
         return self
 
     def append(self, frame: np.ndarray, action: np.ndarray, reward: float, variables: dict[str, float]) -> None:
         """Add one step: the frame on screen, the action held during it, what it earned."""
-        assert frame.shape == self._shape and frame.dtype == np.uint8, (frame.shape, frame.dtype)
+        assert frame.shape == self._shape, (frame.shape, self._shape)
+        assert frame.dtype == np.uint8, frame.dtype
         values = np.array([variables.get(name, np.nan) for name in self._variable_names], np.float32)
-        self._pending.append((frame.copy(), np.asarray(action, np.float32), reward, values))
+        self._pending.append((frame.copy(), np.array(action, np.float32), reward, values))
         self.frames += 1
         if len(self._pending) == CHUNK_FRAMES:
             self._flush()
 
     def finish(self, *, terminated: bool, truncated: bool) -> None:
         """Make the episode whole and give it its final name."""
+        assert self._file is not None
+        assert self.frames > 0, "an episode has at least one frame"
+        self._flush()
+        self._file.attrs.update(
+            {
+                "format_version": FORMAT_VERSION,
+                "variable_names": list(self._variable_names),
+                "terminated": terminated,
+                "truncated": truncated,
+                **self._attributes,
+            }
+        )
+        self._close()
         with self._disk_errors():
-            self._flush()
-            assert self._file is not None
-            self._file.attrs.update(
-                {
-                    "format_version": FORMAT_VERSION,
-                    "variable_names": list(self._variable_names),
-                    "terminated": terminated,
-                    "truncated": truncated,
-                    **self._attributes,
-                }
-            )
-            self._file.close()
-            self._file = None
-            with self._partial.open("rb") as file:
+            with self._partial.open("wb") as file:
+                file.write(self._image.getbuffer())
+                file.flush()
                 os.fsync(file.fileno())
             self._partial.rename(self.path)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._close()
+        with contextlib.suppress(OSError):
+            self._partial.unlink(missing_ok=True)
+
+    def _close(self) -> None:
         if self._file is not None:
-            with contextlib.suppress(OSError, RuntimeError):
-                self._file.close()
+            self._file.close()
             self._file = None
-        self._partial.unlink(missing_ok=True)
 
     def _flush(self) -> None:
         if not self._pending:
             return
         assert self._file is not None
-        with self._disk_errors():
-            start, stop = self.frames - len(self._pending), self.frames
-            columns = zip(*self._pending, strict=True)
-            for name, column in zip(("frames", "actions", "rewards", "variables"), columns, strict=True):
-                dataset = self._file[name]
-                dataset.resize(stop, axis=0)
-                dataset[start:stop] = np.stack(column)
+        start, stop = self.frames - len(self._pending), self.frames
+        columns = zip(*self._pending, strict=True)
+        for name, column in zip(("frames", "actions", "rewards", "variables"), columns, strict=True):
+            dataset = self._file[name]
+            dataset.resize(stop, axis=0)
+            dataset[start:stop] = np.stack(column)
         self._pending.clear()
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             remedy = "free some space or choose another --out; finished episodes are safe"
             raise DataError(f"cannot write the episode ({_reason(error)})", self.path, remedy) from error
 
 
-def play_episode(environment: Environment, agent: Agent, writer: EpisodeWriter, seed: int) -> None:
-    """Play one episode and write it, by the alignment law.
+def play_episode(
+    environment: Environment,
+    agent: Agent,
+    writer: EpisodeWriter,
+    seed: int,
+    stopped: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Play one episode and write it, by the alignment law; whether it was played to its end.
 
-    The frame of a terminal step is never written: the game has none.
+    The frame of a terminal step is never written: the game has none. ``stopped`` is asked before each
+    step; once it says yes the episode is given up.
     """
     agent.reset(seed)
     frame, info = environment.reset(seed=seed)
     ended = terminated = truncated = False
     while not ended:
+        if stopped():
+            return False
         action = agent.act(frame, info)
         next_frame, reward, terminated, truncated, next_info = environment.step(action)
         writer.append(frame, action, reward, info["variables"])
         frame, info = next_frame, next_info
         ended = terminated or truncated
     writer.finish(terminated=terminated, truncated=truncated)
+    return True
 
 
 def read_info(path: Path) -> EpisodeInfo:
@@ -196,13 +220,13 @@ def read_episode(path: Path, start: int = 0, stop: int | None = None) -> Episode
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
-    remedy = "delete this file, then record again into the same folder"
+    remedy = "delete this file, then record again into the same folder; gamengen data verify finds all such files"
     if not path.is_file():
         raise DataError("no such episode", path, "check the path")
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise DataError(f"the episode is damaged or truncated ({_reason(error)})", path, remedy) from error
 
 
@@ -215,14 +239,19 @@ def _info(path: Path, file: h5py.File) -> EpisodeInfo:
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
         raise DataError(f"frames must be (N, H, W, 3) uint8, got {frames.shape}", path, "record it again")
     if len(set(lengths.values())) != 1 or not lengths["frames"]:
-        raise DataError(f"the episode's arrays differ in length ({lengths})", path, "record it again")
+        raise DataError(f"the episode's arrays differ in length or are empty ({lengths})", path, "record it again")
+    variable_names = tuple(str(name) for name in file.attrs["variable_names"])
+    actions, rewards, variables = (file[name].shape for name in ("actions", "rewards", "variables"))
+    if (len(actions), len(rewards), len(variables)) != (2, 1, 2) or variables[1] != len(variable_names):
+        what = f"actions, rewards and variables have shapes {actions}, {rewards} and {variables}"
+        raise DataError(what, path, "record it again")
     return EpisodeInfo(
         path,
         len(frames),
         frames.shape[1],
         frames.shape[2],
-        file["actions"].shape[1],
-        tuple(str(name) for name in file.attrs["variable_names"]),
+        actions[1],
+        variable_names,
         bool(file.attrs["terminated"]),
         bool(file.attrs["truncated"]),
         int(file.attrs["seed"]),
@@ -231,10 +260,7 @@ def _info(path: Path, file: h5py.File) -> EpisodeInfo:
 
 
 def _reason(error: BaseException) -> str:
-    """The last clause of an h5py message, which carries the system's own words."""
+    """The system's own words where it has any; h5py hides them in a message of several lines."""
     text = str(error).strip().split("\n")[0]
-    if "errno = 28" in text or getattr(error, "errno", None) == 28:
-        return "no space left on the disk"
-    if "errno = 13" in text or isinstance(error, PermissionError):
-        return "permission denied"
-    return text[:120]
+    number = getattr(error, "errno", None) or int((re.findall(r"errno = (\d+)", text) or [0])[0])
+    return os.strerror(number).lower() if number else text[:120]

@@ -1,14 +1,23 @@
-"""Parallel recording: worker processes play episodes and write them, one file each."""
+"""Parallel recording: worker processes play episodes and write them, one file each.
+
+Workers share no lock and no queue with one another, so that killing one at any instant cannot stop the
+others: each has a pipe to its parent, which hands out episode numbers. Everything random in an episode
+comes from the recording's seed and that number.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import multiprocessing as mp
 import os
-import queue
 import signal
+import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +26,23 @@ import numpy as np
 from agents.agent import AgentShare, make_agent, parse_mix
 from agents.environments import FRAME_HEIGHT, FRAME_SKIP, FRAME_WIDTH, make_environment
 from agents.errors import DataError, EngineError, GamengenError, OptionError
-from recorder.episodes import EpisodeWriter, play_episode
+from recorder.episodes import EpisodeWriter
 from recorder.progress import progress
 from recorder.recording import FREEDOOM_NOTICE, Recording, RecordingHeader, package_versions
+from recorder.worker import ATTEMPTS, work
 
 MAX_EPISODE_FRAMES = 2100
-RETRIES = 3
+LARGEST_SEED = 2**31 - 1
+STALL_SECONDS = 120.0  # a worker that plays no step for so long hangs in its engine
+END_SECONDS = 5.0  # for workers to close their engines
 
 
 @dataclass(frozen=True)
 class RecordOptions:
-    """What to record: at least ``frames`` frames in all, by a mix of agents."""
+    """What to record: at least ``frames`` frames in all, by a mix of agents.
+
+    ``seed`` and an episode's number make its seed; a recording that is gone on with keeps its own.
+    """
 
     spec: str
     out: Path
@@ -45,8 +60,8 @@ class RecordOptions:
             if getattr(self, name) < 1:
                 flag = f"--{name.replace('_', '-')}"
                 raise OptionError(f"must be at least 1, got {getattr(self, name)}", flag, "give a positive number")
-        if self.seed < 0:
-            raise OptionError(f"must not be negative, got {self.seed}", "--seed", "give 0 or more")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise OptionError(f"must be 0 to {LARGEST_SEED}, got {self.seed}", "--seed", "give another seed")
 
 
 @dataclass(frozen=True)
@@ -67,11 +82,14 @@ class RecordSummary:
 def record_episodes(options: RecordOptions) -> RecordSummary:
     """Record until the folder holds ``options.frames`` frames; going on where it was stopped.
 
+    Numbers that have no episode yet are recorded first, so that what is lost to a kill comes back.
+
     Raises:
-        GamengenError: the spec, an agent or the folder cannot be used, or the disk is full.
+        GamengenError: the spec, an agent or the folder cannot be used, or the disk is full; episodes that
+            were finished stay.
     """
     mix = parse_mix(options.agent)
-    environment = make_environment(
+    environment: Any = make_environment(
         options.spec, frame_skip=options.frame_skip, height=options.height, width=options.width
     )
     try:
@@ -84,145 +102,261 @@ def record_episodes(options: RecordOptions) -> RecordSummary:
         )  # fmt: skip
     finally:
         environment.close()
-    if options.spec.startswith("doom/"):
-        from agents.doom import remove_orphans
-
-        remove_orphans()
+    done = _already_done(options, header)
+    if done is not None:
+        return done
+    _remove_orphans(options.spec)
     recording = Recording.create_or_resume(options.out, header)
-    return _run_workers(recording, options, mix)
+    with recording.lock():
+        return _Run(recording, options, mix).record()
 
 
-def _run_workers(recording: Recording, options: RecordOptions, mix: tuple[AgentShare, ...]) -> RecordSummary:
-    existing = recording.episodes() if recording.episode_paths() else []
-    have = sum(info.frames for info in existing)
-    first_number = int(existing[-1].path.stem) + 1 if existing else 0
-    context = mp.get_context("spawn")
-    numbers, stop, results = context.Value("q", first_number), context.Event(), context.Queue()
-    arguments = (recording, options, mix, numbers, stop, results)
-    workers = [context.Process(target=_work, args=arguments) for _ in range(options.workers)]
-    started, frames, size, episodes, restarts = time.monotonic(), 0, 0, 0, 0
-    failure: GamengenError | None = None
-    try:
-        with progress(f"recording {options.spec}", options.frames, "frames") as show:
-            show(have, "")
-            if have < options.frames:
-                for worker in workers:
-                    worker.start()
-            while have + frames < options.frames and failure is None:
-                try:
-                    message = results.get(timeout=0.5)
-                except queue.Empty:
-                    if not any(worker.is_alive() for worker in workers):
-                        failure = EngineError("all recording processes ended", options.spec, "run the command again")
-                    continue
-                if message[0] == "episode":
-                    frames, size, episodes = frames + message[1], size + message[2], episodes + 1
-                    show(have + frames, f"{frames / (time.monotonic() - started):.0f} frames/s")
-                elif message[0] == "restart":
-                    restarts += 1
-                else:
-                    failure = message[1]
-    finally:
-        seconds = time.monotonic() - started
-        stop.set()
-        _end(workers)
-    if failure is not None:
-        raise failure
-    return RecordSummary(
-        str(recording.folder), episodes, frames, seconds, frames / seconds if frames else 0.0,
-        size / frames if frames else 0.0, len(existing) + episodes, have + frames, restarts,
-    )  # fmt: skip
+def _already_done(options: RecordOptions, header: RecordingHeader) -> RecordSummary | None:
+    if not Recording.exists(options.out):
+        return None
+    recording = Recording.open(options.out)
+    if not recording.episode_paths():
+        return None
+    recording.check_same_game(header)
+    infos = recording.episodes()
+    have = sum(info.frames for info in infos)
+    if have < options.frames:
+        return None
+    print(f"{options.out} holds {have:,} frames already: nothing to record", file=sys.stderr, flush=True)
+    return RecordSummary(str(options.out), 0, 0, 0.0, 0.0, 0.0, len(infos), have, 0)
 
 
-def _end(workers: list[Any]) -> None:
-    """Ask the workers to end; each closes its engine on SIGTERM."""
-    for worker in workers:
-        if worker.pid is not None and worker.is_alive():
-            worker.terminate()
-    for worker in workers:
-        if worker.pid is not None:
-            worker.join(10)
-            if worker.is_alive():
-                worker.kill()
-                worker.join()
+@dataclass
+class _Worker:
+    """What the parent knows of a worker process. ``ticks`` counts its steps; it is written without a lock."""
+
+    process: Any
+    connection: Connection
+    ticks: Any
+    number: int
+    ticks_seen: int = 0
+    seen_at: float = field(default_factory=time.monotonic)
+
+    def stalls(self) -> bool:
+        """Whether it has played no step for long, as when its engine hangs."""
+        now, ticks = time.monotonic(), self.ticks.value
+        if ticks != self.ticks_seen:
+            self.ticks_seen, self.seen_at = ticks, now
+        return now - self.seen_at > STALL_SECONDS
 
 
-def _work(
-    recording: Recording, options: RecordOptions, mix: tuple[AgentShare, ...], numbers: Any, stop: Any, results: Any
-) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
-    signal.signal(signal.SIGTERM, _exit)
-    parent = os.getppid()
-    try:
-        players = _Players(recording, options, mix)
-        try:
-            while not stop.is_set() and os.getppid() == parent:
-                with numbers.get_lock():
-                    number, numbers.value = numbers.value, numbers.value + 1
-                restarts, info = players.record(number)
-                for _ in range(restarts):
-                    results.put(("restart",))
-                results.put(("episode", *info))
-        finally:
-            players.close()
-    except GamengenError as error:
-        results.put(("error", error))
-
-
-def _exit(signum: int, frame: Any) -> None:
-    raise SystemExit(0)
-
-
-class _Players:
-    """A worker's environments and agents, one of each kind of sensors, made when first needed."""
+class _Run:
+    """One run of recording: the parent's side."""
 
     def __init__(self, recording: Recording, options: RecordOptions, mix: tuple[AgentShare, ...]) -> None:
         self._recording, self._options, self._mix = recording, options, mix
-        self._environments: dict[frozenset[str], Any] = {}
-        self._agents: dict[str, Any] = {}
+        existing = recording.episodes() if recording.episode_paths() else []
+        self._had_episodes, self._had_frames = len(existing), sum(info.frames for info in existing)
+        self._numbers = _free_numbers({int(info.path.stem) for info in existing})
+        self._context = mp.get_context("spawn")
+        self._stop = self._context.RawValue("b", 0)
+        self._workers: list[_Worker] = []
+        self._frames = self._episodes = self._bytes = self._restarts = self._failures_in_a_row = 0
 
-    def record(self, number: int) -> tuple[int, tuple[int, int]]:
-        """Record episode ``number``: (engine restarts, (frames, bytes))."""
-        options, header = self._options, self._recording.header
-        seed = options.seed + number
-        draw = np.random.default_rng([options.seed, number]).random()
-        index = int(np.searchsorted(np.cumsum([share.share for share in self._mix])[:-1], draw, side="right"))
-        name = self._mix[index].name
-        if name not in self._agents:
-            self._agents[name] = make_agent(name, header.action_set, options.frame_skip)
-        agent = self._agents[name]
-        path = self._recording.episode_path(number)
-        for attempt in range(RETRIES):
-            try:
-                writer = EpisodeWriter(
-                    path, header.height, header.width, header.action_set.size, header.variable_names, seed, name
-                )
-                with writer:
-                    play_episode(self._environment(agent.sensors), agent, writer, seed)
-                return attempt, (writer.frames, path.stat().st_size)
-            except EngineError as error:  # lose only this episode: the next reset starts a fresh engine
-                if attempt == RETRIES - 1:
-                    raise error
-        raise AssertionError("unreachable")
+    def record(self) -> RecordSummary:
+        options, started = self._options, time.monotonic()
+        try:
+            with progress(f"recording {options.spec}", options.frames, "frames") as show:
+                show(self._had_frames, "")
+                for _ in range(options.workers):
+                    self._start_worker(next(self._numbers))
+                while self._had_frames + self._frames < options.frames:
+                    for connection in wait([worker.connection for worker in self._workers], timeout=0.5):
+                        self._hear(next(worker for worker in self._workers if worker.connection is connection))
+                        rate = self._frames / (time.monotonic() - started)
+                        show(self._had_frames + self._frames, f"{rate:.0f} frames/s")
+                    for worker in [worker for worker in self._workers if worker.stalls()]:
+                        worker.process.kill()
+                        self._replace(worker)
+        finally:
+            seconds = time.monotonic() - started
+            self._end()
+        return RecordSummary(
+            str(self._recording.folder), self._episodes, self._frames, seconds, self._frames / seconds,
+            self._bytes / max(1, self._frames), self._had_episodes + self._episodes, self._had_frames + self._frames,
+            self._restarts,
+        )  # fmt: skip
 
-    def _environment(self, sensors: frozenset[str]) -> Any:
-        options = self._options
-        if not options.spec.startswith("doom/"):
-            sensors = frozenset()
-        if sensors not in self._environments:
-            self._environments[sensors] = make_environment(
-                options.spec,
-                frame_skip=options.frame_skip,
-                height=options.height,
-                width=options.width,
-                sensors=sensors,
-                max_frames=options.max_episode_frames,
-            )
-        return self._environments[sensors]
+    def _start_worker(self, number: int) -> None:
+        ours, theirs = self._context.Pipe()
+        ticks = self._context.RawValue("Q", 0)
+        arguments = (self._recording, self._options, self._mix, os.getpid(), theirs, self._stop, ticks)
+        process = self._context.Process(target=work, args=arguments, daemon=True)
+        with _later_interrupts():
+            process.start()
+            self._workers.append(_Worker(process, ours, ticks, number))
+        theirs.close()
+        ours.send(number)
+
+    def _hear(self, worker: _Worker) -> None:
+        """Take a worker's message and give it the next number."""
+        try:
+            kind, *rest = worker.connection.recv()
+        except (EOFError, OSError):
+            self._replace(worker)
+            return
+        if kind == "episode":
+            frames, size, restarts = rest
+            self._frames, self._bytes, self._episodes = self._frames + frames, self._bytes + size, self._episodes + 1
+            self._restarts, self._failures_in_a_row = self._restarts + restarts, 0
+        elif kind == "lost":
+            self._restarts += ATTEMPTS
+            self._count_failure(rest[0])
+        elif kind == "error":
+            raise rest[0]
+        else:
+            raise RuntimeError(f"a recording process failed:\n{rest[0]}")
+        worker.number, worker.seen_at = next(self._numbers), time.monotonic()
+        try:
+            worker.connection.send(worker.number)
+        except OSError:
+            self._replace(worker)
+
+    def _replace(self, worker: _Worker) -> None:
+        """Another process takes over the episode of one that was killed or crashed."""
+        self._remove(worker)
+        self._restarts += 1
+        remedy = "see if the machine has memory left, then run the command again: finished episodes stay"
+        self._count_failure(EngineError("the recording processes keep ending", self._options.spec, remedy))
+        self._start_worker(worker.number)
+
+    def _count_failure(self, error: GamengenError) -> None:
+        """Give up where nothing works; one episode in between and all is well again."""
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row > self._options.workers + 1:
+            raise error
+
+    def _remove(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        worker.connection.close()
+        worker.process.join(END_SECONDS)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+        _remove_orphans(self._options.spec)
+
+    def _end(self) -> None:
+        """Tell the workers to end, and end those that do not."""
+        self._stop.value = 1
+        try:
+            for worker in self._workers:
+                worker.connection.close()
+            limit = time.monotonic() + END_SECONDS
+            for worker in self._workers:
+                worker.process.join(max(0.0, limit - time.monotonic()))
+        finally:  # also at a second Ctrl-C
+            killed = [worker for worker in self._workers if worker.process.is_alive()]
+            for worker in killed:
+                worker.process.kill()
+                worker.process.join()
+            if killed or self._restarts:
+                _remove_orphans(self._options.spec)
+            self._recording.remove_partials()
+
+
+class StreamRecorder:
+    """Records episodes that are played elsewhere, such as by an agent in training; use it as a context manager.
+
+    Several environments play side by side, each known by its index. Unfinished episodes are kept in memory,
+    compressed, and dropped by :meth:`close`.
+
+    Args:
+        recording: where finished episodes go; it stays locked until :meth:`close`.
+        environments: how many play side by side.
+        seed: stored with each episode, plus its number.
+        agent_name: stored with each episode; it may be set anew as the agent learns.
+
+    Raises:
+        DataError: another process is recording into this folder, or an episode there is damaged.
+    """
+
+    def __init__(self, recording: Recording, environments: int, seed: int, agent_name: str) -> None:
+        self.agent_name = agent_name
+        self.frames = self.episodes = 0
+        self._recording, self._seed = recording, seed
+        self._open = contextlib.ExitStack()
+        self._open.enter_context(recording.lock())
+        self._numbers = _free_numbers({int(path.stem) for path in recording.episode_paths()})
+        self._writers: list[EpisodeWriter | None] = [None] * environments
+
+    def __enter__(self) -> StreamRecorder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def add(
+        self, index: int, frame: np.ndarray, action: np.ndarray, reward: float, variables: dict[str, float]
+    ) -> None:
+        """Add one step of environment ``index``: ``action`` (A,) is what is held while ``frame`` is on screen.
+
+        Args:
+            index: which environment.
+            frame: (H, W, 3) uint8, of the recording's size.
+            action: (A,) float32.
+            reward: what the step earned.
+            variables: game variables while ``frame`` is on screen.
+        """
+        writer = self._writers[index]
+        if writer is None:
+            number, header = next(self._numbers), self._recording.header
+            writer = self._writers[index] = EpisodeWriter(
+                self._recording.episode_path(number), header.height, header.width, header.action_set.size,
+                header.variable_names, self._seed + number, self.agent_name,
+            ).__enter__()  # fmt: skip
+        writer.append(frame, action, reward, variables)
+
+    def end(self, index: int, terminated: bool, truncated: bool) -> None:
+        """The episode of environment ``index`` has ended: write it.
+
+        Raises:
+            DataError: it cannot be written; finished episodes stay.
+        """
+        writer, self._writers[index] = self._writers[index], None
+        if writer is None:
+            return
+        try:
+            writer.finish(terminated=terminated, truncated=truncated)
+        finally:
+            writer.__exit__(None, None, None)
+        self.frames, self.episodes = self.frames + writer.frames, self.episodes + 1
 
     def close(self) -> None:
-        for environment in self._environments.values():
-            environment.close()
+        """Drop unfinished episodes and free the recording."""
+        for writer in self._writers:
+            if writer is not None:
+                writer.__exit__(None, None, None)
+        self._writers = [None] * len(self._writers)
+        self._open.close()
+
+
+def _free_numbers(taken: set[int]) -> Iterator[int]:
+    return (number for number in itertools.count() if number not in taken)
+
+
+def _remove_orphans(spec: str) -> None:
+    if spec.startswith("doom/"):
+        from agents.doom import remove_orphans
+
+        remove_orphans()
+
+
+@contextlib.contextmanager
+def _later_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back for a moment; a process started meanwhile never gets one before it is ready."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _hash(name: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -41,6 +43,15 @@ class RecordingHeader:
     notice: str = ""
     format_version: int = FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "frame_skip"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}")
+        if not isinstance(self.fps, (int, float)) or not 0 < self.fps < float("inf"):
+            raise ValueError(f"fps is {self.fps!r}")
+        if type(self.seed) is not int or not isinstance(self.agents, dict) or not isinstance(self.spec, str):
+            raise ValueError("spec, seed or agents have the wrong type")
+
     def to_json(self) -> dict[str, Any]:
         """A plain dict for JSON."""
         return {**asdict(self), "action_set": self.action_set.to_json()}
@@ -55,6 +66,14 @@ class Recording:
     def __repr__(self) -> str:
         return f"Recording({str(self.folder)!r}, {self.header.spec}, {len(self.episode_paths())} episodes)"
 
+    @staticmethod
+    def exists(folder: Path) -> bool:
+        """Whether ``folder`` holds a recording, whole or damaged."""
+        try:
+            return (folder / "recording.json").is_file()
+        except OSError:
+            return False
+
     @classmethod
     def open(cls, folder: Path) -> Recording:
         """Open a recording.
@@ -63,16 +82,19 @@ class Recording:
             DataError: there is none, or its header is damaged or of another version.
         """
         path = folder / "recording.json"
-        if not path.is_file():
+        if not cls.exists(folder):
             raise DataError("no recording here", folder, "make one with gamengen record SPEC --out DIR")
         try:
             data = json.loads(path.read_text())
             version = data.pop("format_version", None)
             if version != FORMAT_VERSION:
-                raise DataError(f"the recording has format version {version}, not {FORMAT_VERSION}", path, "record anew")
+                what = f"the recording has format version {version}, not {FORMAT_VERSION}"
+                raise DataError(what, path, "record anew, or use the release that made it")
             data["action_set"] = ActionSet.from_json(data["action_set"])
             data["variable_names"] = tuple(data["variable_names"])
             return cls(folder, RecordingHeader(**data))
+        except OSError as error:
+            raise DataError(f"cannot read the recording ({error.strerror})", path, "check its permissions") from error
         except (ValueError, KeyError, TypeError, AttributeError, ActionError) as error:
             raise DataError(f"recording.json is damaged ({error})", path, "restore it or record anew") from error
 
@@ -83,25 +105,66 @@ class Recording:
         Raises:
             DataError: the folder holds something else, or a recording of another game, ActionSet or size.
         """
-        if (folder / "recording.json").is_file():
-            found = cls.open(folder)
-            for name in ("spec", "action_set", "height", "width", "frame_skip"):
-                old, new = getattr(found.header, name), getattr(header, name)
-                if old != new:
-                    what = f"the folder holds a recording whose {name} is {_plain(old)}, not {_plain(new)}"
-                    raise DataError(what, folder, "choose another --out")
-            header = replace(found.header, agents={**found.header.agents, **header.agents})
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise DataError("the folder exists and is not a recording", folder, "choose another --out")
         try:
+            found = cls.open(folder) if cls.exists(folder) else None
+            if found is not None and found.episode_paths():
+                found.check_same_game(header)
+                header = replace(found.header, agents={**found.header.agents, **header.agents})
+            elif found is None and folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
+                raise DataError("the folder exists and is not a recording", folder, "choose another --out")
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "recording.json", header.to_json())
-            for partial in folder.glob(f"episodes/*/*{PARTIAL_SUFFIX}"):
-                partial.unlink()
         except OSError as error:
-            what = f"cannot write the recording ({error.strerror})"
-            raise DataError(what, folder, "choose a folder you can write to") from error
+            what = f"cannot write the recording ({(error.strerror or str(error)).lower()})"
+            raise DataError(what, folder, "choose a folder you can write to, with space") from error
         return cls(folder, header)
+
+    def check_same_game(self, header: RecordingHeader) -> None:
+        """See that what ``header`` describes can be recorded into this folder.
+
+        Raises:
+            DataError: the spec, ActionSet, frame size, frame_skip or variables differ.
+        """
+        for name in ("spec", "action_set", "height", "width", "frame_skip", "variable_names"):
+            old, new = getattr(self.header, name), getattr(header, name)
+            if old != new:
+                what = f"the folder holds a recording whose {name} is {_plain(old)}, not {_plain(new)}"
+                raise DataError(what, self.folder, "choose another --out")
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only one who writes into this recording; the system frees it when the process ends.
+
+        What a killed recorder left half-written is removed.
+
+        Raises:
+            DataError: another process is recording into this folder.
+        """
+        descriptor = -1
+        if sys.platform != "win32":
+            import fcntl
+
+            descriptor = os.open(self.folder, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(descriptor)
+                what = "another process is recording into this folder"
+                raise DataError(what, self.folder, "wait for it, or choose another --out") from error
+            except OSError:
+                pass  # some network file systems have no locks
+        try:
+            self.remove_partials()
+            yield
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def remove_partials(self) -> None:
+        """Remove episodes that nobody will finish; only for who holds the lock."""
+        for partial in self.folder.glob(f"episodes/*/*{PARTIAL_SUFFIX}"):
+            with contextlib.suppress(OSError):
+                partial.unlink()
 
     def episode_path(self, number: int) -> Path:
         """Where episode ``number`` lies."""
@@ -109,7 +172,8 @@ class Recording:
 
     def episode_paths(self) -> list[Path]:
         """Whole episodes, in order of their number."""
-        return sorted(self.folder.glob("episodes/*/*.h5"))
+        paths = (path for path in self.folder.glob("episodes/*/*.h5") if path.stem.isdecimal())
+        return sorted(paths, key=lambda path: int(path.stem))
 
     def episodes(self) -> list[EpisodeInfo]:
         """What every episode says of itself.
@@ -128,9 +192,12 @@ class Recording:
         """See that an episode fits the header.
 
         Raises:
-            DataError: its frame size or its number of actions differs.
+            DataError: its frame size, number of actions or variables differ.
         """
         header = self.header
+        if info.variable_names != header.variable_names:
+            what = "the episode's game variables are not those of the recording"
+            raise DataError(what, info.path, "remove the file: it belongs to another recording")
         if (info.height, info.width, info.actions) != (header.height, header.width, header.action_set.size):
             what = (
                 f"the episode has frames of {info.width}x{info.height} and {info.actions} actions, the recording "
@@ -145,7 +212,8 @@ def split_held_out(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     Raises:
         DataError: there are not enough episodes for both.
     """
-    train, held_out = [], []
+    train: list[Path] = []
+    held_out: list[Path] = []
     for path in paths:
         (held_out if int(path.stem) % HELD_OUT_EVERY == 0 else train).append(path)
     if not train or not held_out:
@@ -168,13 +236,25 @@ def package_versions() -> dict[str, str]:
 def write_json(path: Path, data: Any) -> None:
     """Write JSON whole or not at all."""
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    with partial.open("w") as file:
-        json.dump(data, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w") as file:
+            json.dump(data, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether it is something that a killed recorder cannot have left."""
+    return not path.name.endswith(PARTIAL_SUFFIX)
 
 
 def _plain(value: Any) -> str:
-    return ", ".join(value.names) if isinstance(value, ActionSet) else str(value)
+    if isinstance(value, ActionSet):
+        return ", ".join(value.names)
+    return ", ".join(value) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,242 @@
+"""NeuralGame: a game with nothing behind it but the model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.actions import ActionSet
+from agents.errors import ActionError, OptionError
+from gamengen.autoencoder import pixels_of
+from gamengen.checkpoints import Checkpoint, load_checkpoint
+from gamengen.devices import choose_device, has_bf16
+from gamengen.diffusion import SamplerConfig, sample_next
+
+MAX_CPU_THREADS = 8  # more only wait for each other on a model this small
+
+
+@dataclass(frozen=True)
+class GameState:
+    """All that a game is at one moment; a few hundred kB.
+
+    Args:
+        latents: past latents (B, K, C, h, w), oldest first.
+        actions: past actions (B, K, A); the last slot is filled by the next step.
+        frame: the frame on screen, as :attr:`NeuralGame.frame`.
+        count: frames made since the game object was.
+        spawn: index of the spawn in play, or -1 where the start was given.
+    """
+
+    latents: torch.Tensor
+    actions: torch.Tensor
+    frame: np.ndarray
+    count: int
+    spawn: int
+
+
+class NeuralGame:
+    """Plays a checkpoint, headless: ``reset() -> frame``, ``step(action) -> frame``.
+
+    The same seed, actions and device give the same frames. Frames are (H, W, 3) uint8; with
+    ``batch`` above 1 frames are (B, H, W, 3) and actions (B, A), of independent games.
+
+    Args:
+        checkpoint: a shipped name, a folder, a loaded checkpoint, or None for the default one.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        steps: sampling steps a frame; None takes the checkpoint's own.
+        seed: of spawns and sampling noise.
+        batch: number of games.
+        dtype: ``auto``, ``bfloat16`` or ``float32``.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded.
+        DeviceError: the device is not there.
+        OptionError: steps, batch or dtype cannot be used.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path | Checkpoint | None = None,
+        device: str = "auto",
+        steps: int | None = None,
+        seed: int = 0,
+        batch: int = 1,
+        dtype: str = "auto",
+    ) -> None:
+        if batch < 1:
+            raise OptionError(f"batch must be at least 1, got {batch}", "--batch", "give a positive number")
+        if dtype not in ("auto", "bfloat16", "float32"):
+            raise OptionError("unknown dtype", dtype, "use auto, bfloat16 or float32")
+        loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
+        self.config = loaded.config
+        self.device = choose_device(device)
+        if self.device.type == "cpu":
+            torch.set_num_threads(min(MAX_CPU_THREADS, len(os.sched_getaffinity(0))))
+        self.dtype = _choose_dtype(dtype, self.device)
+        self.batch, self.seed = batch, seed
+        self._sampler = loaded.config.sampler
+        if steps is not None:
+            self.steps = steps
+        self._autoencoder = loaded.autoencoder.to(self.device, self.dtype, memory_format=torch.channels_last)
+        self._denoiser = loaded.denoiser.to(self.device, self.dtype, memory_format=torch.channels_last)
+        self._spawns = loaded.spawns
+        self._rng = np.random.default_rng(seed)
+        self._count = 0
+        self.spawn = -1
+        self.frame = np.zeros((self.height, self.width, 3), np.uint8)
+        self.reset()
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's name."""
+        return self.config.name
+
+    @property
+    def action_set(self) -> ActionSet:
+        """Buttons and axes of the game."""
+        return self.config.action_set
+
+    @property
+    def fps(self) -> float:
+        """The game's own clock, frames a second."""
+        return self.config.fps
+
+    @property
+    def height(self) -> int:
+        """Frame height in pixels."""
+        return self.config.height
+
+    @property
+    def width(self) -> int:
+        """Frame width in pixels."""
+        return self.config.width
+
+    @property
+    def steps(self) -> int:
+        """Sampling steps a frame, 1 to 64; may be set at any time."""
+        return self._sampler.steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self._sampler = SamplerConfig(steps, self._sampler.context_noise)
+
+    @property
+    def device_name(self) -> str:
+        """The device that the game runs on."""
+        return str(self.device)
+
+    @property
+    def dtype_name(self) -> str:
+        """What the device computes in."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def spawn_count(self) -> int:
+        """Number of stored starts."""
+        return len(self._spawns.latents)
+
+    @torch.inference_mode()
+    def reset(
+        self, spawn: int | None = None, frames: np.ndarray | None = None, actions: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Start from a stored spawn, or from frames of the real game.
+
+        Args:
+            spawn: index of a stored start; None takes another at random.
+            frames: K real frames (K, H, W, 3) uint8, the last of which is on screen.
+            actions: K actions (K, A); the last slot is replaced by the next step's.
+
+        Raises:
+            OptionError: the spawn does not exist, or the frames have the wrong shape.
+            ActionError: the actions do not fit.
+        """
+        if frames is not None:
+            latents, held = self._encode_start(frames, actions)
+            self.spawn = -1
+        else:
+            index = self._choose_spawns(spawn)
+            latents, held = self._spawns.latents[index], self._spawns.actions[index]
+            self.spawn = int(index[0])
+        batch = (self.batch, *latents.shape[1:])
+        self._latents = latents.expand(batch).to(self.device, self.dtype).contiguous()
+        self._actions = held.expand(self.batch, *held.shape[1:]).to(self.device, self.dtype).contiguous()
+        self.frame = self.decode_now()
+        return self.frame
+
+    @torch.inference_mode()
+    def step(self, action: Any) -> np.ndarray:
+        """Hold ``action`` (A,), or (B, A) in a batch, for one frame; the next frame.
+
+        Raises:
+            ActionError: the length is wrong, or a value is not finite or outside [-1, 1].
+        """
+        held = self.action_set.check(action)
+        if held.shape != ((self.action_set.size,) if self.batch == 1 else (self.batch, self.action_set.size)):
+            raise ActionError(f"one action for each of {self.batch} games is needed", held.shape, "give (B, A) values")
+        self._actions[:, -1] = torch.from_numpy(held).to(self.device, self.dtype)
+        latent = self._sample(self._latents, self._actions)
+        frames = self._autoencoder.decode_frames(latent)
+        self._latents = torch.cat([self._latents[:, 1:], latent[:, None]], dim=1)
+        self._actions = torch.cat([self._actions[:, 1:], self._actions[:, -1:]], dim=1)
+        self._count += 1
+        self.frame = self._to_numpy(frames)
+        return self.frame
+
+    @torch.inference_mode()
+    def decode_now(self) -> np.ndarray:
+        """The newest latent decoded once more: what :meth:`step` does after sampling, for measuring."""
+        return self._to_numpy(self._autoencoder.decode_frames(self._latents[:, -1]))
+
+    def save(self) -> GameState:
+        """The present moment, to go back to with :meth:`load`."""
+        return GameState(self._latents, self._actions.clone(), self.frame.copy(), self._count, self.spawn)
+
+    def load(self, state: GameState) -> np.ndarray:
+        """Go back to a saved moment of this game; its frame."""
+        self._latents, self._actions = state.latents, state.actions.clone()
+        self._count, self.spawn, self.frame = state.count, state.spawn, state.frame.copy()
+        return self.frame
+
+    def _sample(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        # The noise depends on the seed and the frame's number alone, so that a loaded state goes on
+        # as it did before; it is drawn on the CPU, so that it is the same on every device.
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._count)
+        shape = (2 if self._sampler.context_noise else 1, *latents[:, 0].shape)
+        noise = torch.randn(shape, generator=generator).to(self.device, self.dtype)
+        return sample_next(self._denoiser, latents, actions, noise, self._sampler)
+
+    def _choose_spawns(self, spawn: int | None) -> torch.Tensor:
+        if spawn is not None:
+            if not 0 <= spawn < self.spawn_count:
+                raise OptionError("no such spawn", spawn, f"use 0 to {self.spawn_count - 1}")
+            return torch.tensor([spawn])
+        draws = self._rng.integers(self.spawn_count, size=self.batch)
+        if self.batch == 1 and draws[0] == self.spawn and self.spawn_count > 1:
+            draws = (draws + 1) % self.spawn_count  # a new start, not the same once more
+        return torch.from_numpy(draws)
+
+    def _encode_start(self, frames: np.ndarray, actions: np.ndarray | None) -> tuple[torch.Tensor, torch.Tensor]:
+        context = self.config.denoiser.context
+        shape = (context, self.height, self.width, 3)
+        if frames.shape != shape or frames.dtype != np.uint8:
+            raise OptionError(f"start frames must be {shape} uint8", f"got {frames.shape} {frames.dtype}", "see reset")
+        held = np.tile(self.action_set.rest, (context, 1)) if actions is None else self.action_set.check(actions)
+        if held.shape != (context, self.action_set.size):
+            raise ActionError(f"{context} actions are needed with the start frames", held.shape, "give one a frame")
+        pixels = pixels_of(torch.from_numpy(frames).to(self.device)).to(self.dtype)
+        return self._autoencoder.encode(pixels)[None], torch.from_numpy(held)[None]
+
+    def _to_numpy(self, frames: torch.Tensor) -> np.ndarray:
+        array = frames.cpu().numpy()
+        return array[0] if self.batch == 1 else array
+
+
+def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "float32" or (name == "auto" and not has_bf16(device)):
+        return torch.float32
+    return torch.bfloat16

@@ -1,0 +1,275 @@
+"""Checkpoints: everything that a neural game needs, in a folder that is safe to load.
+
+``config.json``, ``autoencoder.safetensors``, ``denoiser.safetensors``, ``spawns.safetensors``,
+``metrics.json`` and ``README.md``. Weights are float16 in files of at most 16 MiB (larger models are
+sharded with an index, as is usual). Loading is strict and runs no pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from agents.actions import ActionSet
+from agents.errors import ActionError, CheckpointError, OptionError
+from gamengen.autoencoder import FACTOR, Autoencoder, AutoencoderConfig
+from gamengen.denoiser import Denoiser, DenoiserConfig
+from gamengen.diffusion import SamplerConfig
+from recorder.recording import write_json
+
+FORMAT_VERSION = 1
+SHARD_BYTES = 16 * 2**20
+SHIPPED = Path(__file__).parent / "weights"
+DEFAULT_CHECKPOINT = "defend_the_center"
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What ``config.json`` says."""
+
+    name: str
+    spec: str
+    preset: str
+    action_set: ActionSet
+    height: int
+    width: int
+    frame_skip: int
+    fps: float
+    autoencoder: AutoencoderConfig
+    denoiser: DenoiserConfig
+    sampler: SamplerConfig
+    data: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    git_commit: str = ""
+    notice: str = ""
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict for JSON."""
+        return {**asdict(self), "action_set": self.action_set.to_json()}
+
+
+@dataclass(frozen=True)
+class Spawns:
+    """Stored starts: latents (S, K, C, h, w) and actions (S, K, A)."""
+
+    latents: torch.Tensor
+    actions: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint; its networks are in evaluation mode, float32, on the CPU."""
+
+    config: CheckpointConfig
+    autoencoder: Autoencoder
+    denoiser: Denoiser
+    spawns: Spawns
+    metrics: dict[str, Any]
+
+
+def shipped_checkpoints() -> list[str]:
+    """Names of the checkpoints in this package."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+
+
+def find_checkpoint(name: str | Path | None = None) -> Path:
+    """The folder of a shipped checkpoint's name, or of a path; None is the default checkpoint.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    name = name if name is not None else DEFAULT_CHECKPOINT
+    for folder in (Path(name), SHIPPED / str(name)):
+        if (folder / "config.json").is_file():
+            return folder
+    names = ", ".join(shipped_checkpoints()) or "none"
+    if Path(name).exists():
+        raise CheckpointError("not a checkpoint: it has no config.json", name, f"use a folder or a name ({names})")
+    raise CheckpointError("no such checkpoint", name, f"use a folder or a shipped name ({names})")
+
+
+def load_checkpoint(name: str | Path | None = None) -> Checkpoint:
+    """Load a checkpoint by name or path.
+
+    Raises:
+        CheckpointError: a file is missing, truncated, foreign, or of another format version.
+    """
+    folder = find_checkpoint(name)
+    config = read_config(folder)
+    autoencoder, denoiser = Autoencoder(config.autoencoder), Denoiser(config.denoiser)
+    _load_model(autoencoder, folder, "autoencoder")
+    _load_model(denoiser, folder, "denoiser")
+    tensors = _load_tensors(folder, "spawns")
+    shape = (config.denoiser.context, config.denoiser.channels, config.height // FACTOR, config.width // FACTOR)
+    latents, actions = tensors.get("latents"), tensors.get("actions")
+    if latents is None or actions is None or latents.shape[1:] != shape or len(latents) != len(actions):
+        raise CheckpointError("the stored starts do not fit the model", folder / "spawns.safetensors", "restore it")
+    metrics_path = folder / "metrics.json"
+    metrics = _read_json(metrics_path) if metrics_path.is_file() else {}
+    return Checkpoint(config, autoencoder.eval(), denoiser.eval(), Spawns(latents, actions), metrics)
+
+
+def read_config(folder: Path) -> CheckpointConfig:
+    """Read and check ``config.json``.
+
+    Raises:
+        CheckpointError: it is damaged or of another version.
+    """
+    path = folder / "config.json"
+    data = _read_json(path)
+    version = data.get("format_version")
+    if version != FORMAT_VERSION:
+        what = f"the checkpoint has format version {version}, this program reads {FORMAT_VERSION}"
+        raise CheckpointError(what, path, "make it anew, or install the gamengen that made it")
+    try:
+        data["action_set"] = ActionSet.from_json(data["action_set"])
+        for name, kind in (
+            ("autoencoder", AutoencoderConfig),
+            ("denoiser", DenoiserConfig),
+            ("sampler", SamplerConfig),
+        ):
+            values = {key: tuple(v) if isinstance(v, list) else v for key, v in data[name].items()}
+            data[name] = kind(**values)
+        config = CheckpointConfig(**data)
+    except (KeyError, TypeError, AttributeError, ActionError, OptionError) as error:
+        raise CheckpointError(f"config.json is damaged ({error})", path, "restore the file") from error
+    if config.action_set.size != config.denoiser.actions:
+        raise CheckpointError("the action set does not fit the denoiser", path, "restore the file")
+    return config
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path, card: str) -> None:
+    """Write a checkpoint whole or not at all; an older checkpoint there is replaced.
+
+    Raises:
+        CheckpointError: the folder holds something else or cannot be written.
+    """
+    check_writable(folder)
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_json(partial / "config.json", checkpoint.config.to_json())
+        write_json(partial / "metrics.json", checkpoint.metrics)
+        (partial / "README.md").write_text(card)
+        for name, model in (("autoencoder", checkpoint.autoencoder), ("denoiser", checkpoint.denoiser)):
+            half = {key: value.detach().half().cpu().contiguous() for key, value in model.state_dict().items()}
+            _save_tensors(half, partial, name)
+        spawns = checkpoint.spawns
+        _save_tensors(
+            {"latents": spawns.latents.half().contiguous(), "actions": spawns.actions.float().contiguous()},
+            partial,
+            "spawns",
+        )
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"cannot write the checkpoint ({error})", folder, "free some space") from error
+
+
+def check_writable(folder: Path) -> None:
+    """See that a checkpoint may be written to ``folder``: it is new, empty, or an older checkpoint.
+
+    Raises:
+        CheckpointError: it may not.
+    """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())):
+        raise CheckpointError("the folder exists and is not a checkpoint", folder, "choose another --out")
+    parent = next(path for path in folder.absolute().parents if path.exists())
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        probe = folder.with_name(folder.name + ".probe")
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise CheckpointError(f"cannot write here ({error.strerror})", parent, "choose another --out") from error
+
+
+def load_fitting(model: nn.Module, source: nn.Module) -> list[str]:
+    """Copy into ``model`` each tensor of ``source`` that fits by name and shape; names of those left fresh."""
+    own, found = model.state_dict(), source.state_dict()
+    fitting = {name: value for name, value in found.items() if name in own and own[name].shape == value.shape}
+    model.load_state_dict({**own, **fitting})
+    return [name for name in own if name not in fitting]
+
+
+def git_commit() -> str:
+    """The commit of the source tree that runs, or "" outside one."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read it ({str(error)[:80]})", path, "restore the file") from error
+    if not isinstance(data, dict):
+        raise CheckpointError("it is not a JSON object", path, "restore the file")
+    return data
+
+
+def _load_model(model: nn.Module, folder: Path, name: str) -> None:
+    tensors = _load_tensors(folder, name)
+    try:
+        model.load_state_dict({key: value.float() for key, value in tensors.items()})
+    except RuntimeError as error:
+        what = f"its tensors do not fit config.json ({' '.join(str(error).split())[:120]})"
+        raise CheckpointError(what, folder / f"{name}.safetensors", "restore the file") from error
+
+
+def _load_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    index_path = folder / f"{name}.safetensors.index.json"
+    names = [f"{name}.safetensors"]
+    if index_path.is_file():
+        weight_map = _read_json(index_path).get("weight_map")
+        if not isinstance(weight_map, dict) or any(Path(str(file)).name != file for file in weight_map.values()):
+            raise CheckpointError("the index of shards is damaged", index_path, "restore the file")
+        names = sorted(set(weight_map.values()))
+    tensors: dict[str, torch.Tensor] = {}
+    for file in names:
+        path = folder / file
+        if not path.is_file():
+            raise CheckpointError("a file of the checkpoint is missing", path, "restore the file")
+        try:
+            tensors.update(load_file(path))
+        except (OSError, SafetensorError) as error:
+            what = f"truncated or not safetensors ({str(error)[:80]})"
+            raise CheckpointError(what, path, "restore the file; pickled weights are never read") from error
+    return tensors
+
+
+def _save_tensors(tensors: dict[str, torch.Tensor], folder: Path, name: str) -> None:
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for key, value in tensors.items():
+        size += value.nbytes
+        if size > SHARD_BYTES - 2**16 and shards[-1]:  # room for the header
+            shards.append({})
+            size = value.nbytes
+        shards[-1][key] = value
+    if len(shards) == 1:
+        save_file(shards[0], folder / f"{name}.safetensors")
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"{name}-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / file)
+        weight_map.update(dict.fromkeys(shard, file))
+    total = sum(value.nbytes for value in tensors.values())
+    write_json(folder / f"{name}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})

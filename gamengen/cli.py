@@ -1,0 +1,130 @@
+"""The front desk: ``gamengen COMMAND``. It alone reaches every room, and each one only when asked."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agents.errors import GamengenError
+
+# Command words -> (class in gamengen.commands, what it does)
+COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
+    ("play",): ("Play", "play a neural game in a window, or headless into a video"),
+    ("create",): ("Create", "make a neural copy of a game: record, train, evaluate"),
+    ("agent", "train"): ("AgentTrain", "train a PPO agent, recording it if wished"),
+    ("agent", "evaluate"): ("AgentEvaluate", "let an agent play and tell how well"),
+    ("record",): ("Record", "record agents playing the real game"),
+    ("data", "info"): ("DataInfo", "what a recording holds"),
+    ("data", "verify"): ("DataVerify", "read a recording whole and name what is damaged"),
+    ("data", "preview"): ("DataPreview", "a contact sheet and a video of a recording"),
+    ("data", "export"): ("DataExport", "a recording as MP4, NPZ or PNG files"),
+    ("train", "autoencoder"): ("TrainAutoencoder", "train an autoencoder on a recording"),
+    ("train", "denoiser"): ("TrainDenoiser", "train a denoiser on a recording, given an autoencoder"),
+    ("evaluate",): ("Evaluate", "measure a checkpoint against the real game"),
+    ("bench",): ("Bench", "measure speed on this machine"),
+    ("info",): ("Info", "versions, devices and shipped checkpoints"),
+}
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; exits with 0, or with another code and one line about what is wrong."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return
+    if words[0] == "--version":
+        from gamengen import __version__
+
+        print(f"gamengen {__version__}")
+        return
+    command = next((c for c in (tuple(words[:1]), tuple(words[:2])) if c in COMMANDS), None)
+    if command is None:
+        if any(c[0] == words[0] for c in COMMANDS) and (len(words) == 1 or words[1] in ("-h", "--help")):
+            print(overview(words[0]))
+            return
+        _fail(f"unknown command ; {' '.join(words[:2])} ; see gamengen --help")
+    sys.exit(_run(command, words[len(command) :]))
+
+
+def overview(group: str | None = None) -> str:
+    """All commands, or those of one group, a line each."""
+    chosen = {c: text for c, (_, text) in COMMANDS.items() if group in (None, c[0])}
+    lines = [f"  {' '.join(command):<18} {text}" for command, text in chosen.items()]
+    return "\n".join(
+        [
+            "usage: gamengen COMMAND [OPTIONS]",
+            "",
+            "A neural game engine: agents play, a diffusion model learns, you play the model.",
+            "",
+            *lines,
+            "",
+            "gamengen COMMAND --help tells the options of a command, with an example.",
+        ]
+    )
+
+
+def _run(command: tuple[str, ...], words: list[str]) -> int:
+    import tyro
+
+    from gamengen import commands
+
+    signal.signal(signal.SIGTERM, _terminate)  # so that engines are closed on the way out
+    chosen: Any = getattr(commands, COMMANDS[command][0])
+    try:
+        options = tyro.cli(chosen, args=words, prog=f"gamengen {' '.join(command)}")
+        summary = options.run()
+        if summary is not None:
+            _print_summary(" ".join(command), summary)
+            if options.json is not None:
+                _write_summary(options.json, summary)
+    except GamengenError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        _fail(f"{error.strerror or error} ; {error.filename or 'the system'} ; check the path and the free space")
+    return 0
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    raise SystemExit(128 + signum)
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _print_summary(title: str, summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in summary.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            continue  # rows of measurements have a table of their own
+        table.add_row(name.replace("_", " "), _plain(value))
+    Console().print(table)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.2f}" if abs(value) < 1e15 else str(value)
+    if isinstance(value, dict):
+        return "\n".join(f"{name}: {_plain(item)}" for name, item in value.items()) or "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "-"
+    return str(value) if value is not None else "not measured"
+
+
+def _write_summary(path: Path, summary: dict[str, Any]) -> None:
+    from recorder.recording import write_json
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, summary)

@@ -1,0 +1,373 @@
+"""The commands: each a dataclass of its options with a ``run`` that returns a summary.
+
+Nothing heavy is imported here but inside ``run``, so that ``--help`` is quick and playing imports
+neither vizdoom nor stable-baselines3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from agents.errors import DataError, OptionError
+
+MIX = "scripted:0.6,random:0.4"
+Json = Annotated[Path | None, tyro.conf.arg(help="write the summary to this file as JSON too")]
+
+
+@dataclass(frozen=True)
+class Play:
+    """Play a neural game: a window, or --headless into a video.
+
+    Example: gamengen play --steps 2
+    Example: gamengen play --headless --frames 300 --video play.mp4 --actions random
+    """
+
+    checkpoint: str | None = None
+    """Name of a shipped checkpoint or a folder; the default is the shipped one."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    steps: int | None = None
+    """Sampling steps a frame; the default is the checkpoint's own."""
+    seed: int = 0
+    """Seed of spawns and sampling noise."""
+    spawn: int | None = None
+    """Stored start to begin with; the default is a random one."""
+    scale: int | None = None
+    """Window size in multiples of the frame; the default is chosen by the screen."""
+    fullscreen: bool = False
+    """Fill the screen."""
+    uncapped: bool = False
+    """As fast as possible instead of at the game's own clock."""
+    headless: bool = False
+    """No window: play --frames frames and write --video."""
+    frames: int | None = None
+    """Stop after this many frames (headless: 300 if not given)."""
+    video: Path | None = None
+    """MP4 to write (headless)."""
+    actions: str = "random"
+    """Headless: random, none, or a file of actions (.json or .npy)."""
+    list: bool = False
+    """Only list the shipped checkpoints."""
+    json: Json = None
+
+    def run(self) -> dict[str, Any]:
+        """Play until the window is closed, or the frames are done."""
+        if self.list:
+            return _shipped_table()
+        if self.frames is not None and self.frames < 1:
+            raise OptionError(f"must be at least 1, got {self.frames}", "--frames", "give a positive number")
+        if not self.headless:
+            from engine.window import check_display
+
+            check_display()
+        from engine.game import NeuralGame
+
+        game = NeuralGame(self.checkpoint, self.device, self.steps, self.seed)
+        if self.spawn is not None:
+            game.reset(self.spawn)
+        if self.headless:
+            from engine.headless import HeadlessOptions, play_headless
+
+            frames = self.frames or 300
+            return asdict(play_headless(game, HeadlessOptions(frames, self.video, self.actions, self.seed)))
+        from engine.window import WindowOptions, play_window
+
+        window = WindowOptions(scale=self.scale, fullscreen=self.fullscreen, uncapped=self.uncapped, frames=self.frames)
+        return asdict(play_window(game, window))
+
+
+@dataclass(frozen=True)
+class Create:
+    """Make a neural copy of a game in one command: record, train, evaluate, checkpoint.
+
+    Killed anywhere and run again, it goes on.
+
+    Example: gamengen create doom/basic --minutes 6 --out mygame
+    Example: gamengen create gym/CartPole-v1 --minutes 30 --out pole
+    """
+
+    spec: Positional[str]
+    """The game: doom/<scenario>, doom/freedoom1:E1M1 or gym/<id>."""
+    out: Path
+    """Folder of the checkpoint."""
+    minutes: float = 60.0
+    """Time budget for everything."""
+    preset: str = "nano"
+    """nano plays on a CPU; small and base want a GPU."""
+    init: str | None = None
+    """Checkpoint to start from; the default is the shipped one where its shapes fit."""
+    from_scratch: bool = False
+    """Start from fresh weights."""
+    data: Path | None = None
+    """Use this recording instead of recording anew."""
+    frames: int | None = None
+    """Frames to record; the default is planned by the budget."""
+    agent: str = MIX
+    """Who plays for the recording: random, scripted, a trained agent's file, or a mix."""
+    workers: int = 2
+    """Recording processes."""
+    frame_skip: int = 2
+    """Tics a frame."""
+    height: int = 240
+    """Frame height, a multiple of 16."""
+    width: int = 320
+    """Frame width, a multiple of 16."""
+    autoencoder_minutes: float | None = None
+    """Instead of the planned share."""
+    denoiser_minutes: float | None = None
+    """Instead of the planned share."""
+    seed: int = 0
+    """Seed of everything."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    work: Path | None = None
+    """Folder for everything on the way; the default is runs/<name of out>."""
+    json: Json = None
+
+    def run(self) -> dict[str, Any]:
+        """Make the game."""
+        from gamengen.create import CreateOptions, create_game
+
+        return create_game(CreateOptions(**_without_json(self)))
+
+
+@dataclass(frozen=True)
+class Record:
+    """Record agents playing the real game, until the folder holds --frames frames.
+
+    Run again on the same folder, it goes on with new seeds.
+
+    Example: gamengen record doom/defend_the_center --frames 20000 --out data/center
+    """
+
+    spec: Positional[str]
+    """The game: doom/<scenario>, doom/freedoom1:E1M1 or gym/<id>."""
+    out: Path
+    """Folder of the recording."""
+    frames: int = 10_000
+    """Frames that the folder is to hold in all."""
+    agent: str = MIX
+    """random, scripted, a trained agent's file, or a mix with shares."""
+    workers: int = 2
+    """Processes, each with a game of its own."""
+    seed: int = 0
+    """Episode n is played with seed + n."""
+    frame_skip: int = 2
+    """Tics a frame."""
+    height: int = 240
+    """Frame height."""
+    width: int = 320
+    """Frame width."""
+    max_episode_frames: int = 2100
+    """Longest episode."""
+    json: Json = None
+
+    def run(self) -> dict[str, Any]:
+        """Record."""
+        from recorder.record import RecordOptions, record_episodes
+
+        return asdict(record_episodes(RecordOptions(**_without_json(self))))
+
+
+@dataclass(frozen=True)
+class TrainAutoencoder:
+    """Train an autoencoder on a recording. Run again, it goes on.
+
+    Example: gamengen train autoencoder --data data/center --out runs/center --minutes 20
+    """
+
+    data: Path
+    """The recording."""
+    out: Path
+    """Work folder: the autoencoder lies in its sub-folder autoencoder/."""
+    minutes: float | None = None
+    """Budget by time (either this or --steps)."""
+    steps: int | None = None
+    """Budget by training steps."""
+    preset: str = "nano"
+    """Size of the model."""
+    init: str | None = None
+    """Checkpoint to start from."""
+    muon_lr: float = 0.02
+    """Learning rate of the hidden convolutions."""
+    seed: int = 0
+    """Seed of weights and batches."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    json: Json = None
+
+    def run(self) -> dict[str, Any]:
+        """Train."""
+        from gamengen.stages import train_autoencoder
+        from gamengen.training import TrainOptions
+
+        options = TrainOptions(self.minutes, self.steps, self.muon_lr, seed=self.seed)
+        figures = train_autoencoder(self.data, self.out, self.preset, self.init, options, self.device)
+        return {"folder": str(self.out / "autoencoder"), **figures}
+
+
+@dataclass(frozen=True)
+class TrainDenoiser:
+    """Train a denoiser on a recording and write a checkpoint. Run again, it goes on.
+
+    The work folder holds the autoencoder that gamengen train autoencoder made there.
+
+    Example: gamengen train denoiser --data data/center --work runs/center --minutes 60 --out center
+    """
+
+    data: Path
+    """The recording."""
+    work: Path
+    """Work folder with a trained autoencoder; latents and training state go there."""
+    out: Path
+    """Folder of the checkpoint."""
+    minutes: float | None = None
+    """Budget by time (either this or --steps)."""
+    steps: int | None = None
+    """Budget by training steps."""
+    preset: str = "nano"
+    """Size of the model: the autoencoder's."""
+    init: str | None = None
+    """Checkpoint to start from."""
+    muon_lr: float = 0.02
+    """Learning rate of the hidden convolutions."""
+    seed: int = 0
+    """Seed of weights and batches."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    json: Json = None
+
+    def run(self) -> dict[str, Any]:
+        """Train."""
+        from gamengen.stages import train_denoiser
+        from gamengen.training import TrainOptions
+
+        options = TrainOptions(self.minutes, self.steps, self.muon_lr, 5e-4, seed=self.seed)
+        return train_denoiser(self.data, self.work, self.out, self.preset, self.init, options, self.device)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a checkpoint on episodes it never saw, recorded or recorded anew.
+
+    Example: gamengen evaluate --record 4000 --out report
+    Example: gamengen evaluate mygame --data runs/mygame/recording --out report
+    """
+
+    checkpoint: Positional[str | None] = None
+    """Name or folder; the default is the shipped one."""
+    data: Path | None = None
+    """A recording of the same game; episodes that the checkpoint was trained on are left out."""
+    record: int | None = None
+    """Record this many frames with new seeds, into OUT/recording."""
+    out: Path = Path("evaluation")
+    """Folder for metrics.json and pictures."""
+    windows: int = 256
+    """Teacher-forced predictions."""
+    rollouts: int = 16
+    """Free plays."""
+    rollout_frames: int = 64
+    """Frames of each."""
+    seed: int = 0
+    """Seed of the sampling noise."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    json: Json = None
+
+    def run(self) -> dict[str, Any]:
+        """Evaluate."""
+        from gamengen.checkpoints import load_checkpoint
+        from gamengen.evaluation import EvaluateOptions, evaluate_checkpoint, record_for
+        from recorder.recording import Recording
+
+        if (self.data is None) == (self.record is None):
+            raise OptionError("give either a recording or frames to record", "--data, --record", "--record 4000")
+        options = EvaluateOptions(self.windows, self.rollouts, self.rollout_frames, self.seed)
+        checkpoint = load_checkpoint(self.checkpoint)
+        if self.data is not None:
+            recording = Recording.open(self.data)
+        else:
+            assert self.record is not None
+            recording = record_for(checkpoint, self.record, self.out / "recording")
+        return evaluate_checkpoint(checkpoint, recording, self.out, options, self.device)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure frames per second on this machine, with the split and the machine's own ceiling.
+
+    Example: gamengen bench --json bench.json
+    """
+
+    checkpoint: Positional[str | None] = None
+    """Name or folder; the default is the shipped one."""
+    steps: tuple[int, ...] = (1, 2, 4)
+    """Numbers of sampling steps to measure."""
+    frames: int = 100
+    """Frames measured for each, after a warm-up."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """What to compute in."""
+    batch: int = 1
+    """Games at once."""
+    threads: int | None = None
+    """CPU threads; the default is one a core."""
+    json: Json = None
+
+    def run(self) -> dict[str, Any]:
+        """Measure and print the table."""
+        from engine.benchmark import BenchOptions, measure_speed
+
+        return measure_speed(BenchOptions(**_without_json(self)))
+
+
+@dataclass(frozen=True)
+class Info:
+    """Versions, devices and shipped checkpoints.
+
+    Example: gamengen info
+    """
+
+    json: Json = None
+
+    def run(self) -> dict[str, Any]:
+        """Collect."""
+        import platform
+        from importlib import metadata
+
+        import torch
+
+        from gamengen import __version__
+        from gamengen.devices import choose_device, describe_device, has_bf16
+
+        device = choose_device()
+        packages = ("torch", "numpy", "vizdoom", "gymnasium", "stable-baselines3", "pygame-ce", "av")
+        return {
+            "gamengen": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in packages},
+            "device": describe_device(device),
+            "computes_in": "bfloat16" if has_bf16(device) else "float32",
+            "cuda_devices": torch.cuda.device_count(),
+            **_shipped_table(),
+        }
+
+
+def _shipped_table() -> dict[str, Any]:
+    from gamengen.checkpoints import SHIPPED, read_config, shipped_checkpoints
+
+    shipped = {}
+    for name in shipped_checkpoints():
+        config = read_config(SHIPPED / name)
+        shipped[name] = f"{config.spec}, {config.width}x{config.height} at {config.fps:.4g} Hz, {config.preset}"
+    return {"shipped_checkpoints": shipped}
+
+
+def _without_json(command: Any) -> dict[str, Any]:
+    return {name: getattr(command, name) for name in command.__dataclass_fields__ if name != "json"}

@@ -1,0 +1,251 @@
+"""One command makes a game: record, autoencoder, latents, denoiser, evaluation, checkpoint.
+
+Each stage leaves its result in the work folder and is skipped when that is there, so a run that was
+killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.errors import CheckpointError, OptionError
+from gamengen.autoencoder import check_frame_size
+from gamengen.checkpoints import Checkpoint, check_writable, load_checkpoint, shipped_checkpoints
+from gamengen.devices import choose_device, describe_device
+from gamengen.evaluation import EvaluateOptions
+from gamengen.presets import find_preset
+from gamengen.stages import Stage, encode, finish_checkpoint, fit_autoencoder, fit_denoiser, summarise
+from gamengen.training import TrainOptions
+from recorder.record import RecordOptions, record_episodes
+from recorder.recording import Recording, write_json
+
+# What the plan reckons with, measured on 2 CPU cores and guessed low for a GPU.
+FRAMES_PER_MINUTE = {"cpu": 1_000, "cuda": 40_000}
+MOST_FRAMES = {"cpu": 64_000, "cuda": 1_000_000}
+LEAST_FRAMES = 2_000
+RECORDED_PER_SECOND = 300  # a worker
+ENCODED_PER_SECOND = {"cpu": 110, "cuda": 5_000}
+EVALUATION_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class CreateOptions:
+    """What game to make, how long it may take, and where it goes.
+
+    Args:
+        spec: the game, as ``doom/basic`` or ``gym/<id>``.
+        out: folder of the checkpoint.
+        minutes: time budget in all.
+        preset: size of the model.
+        init: checkpoint to start from; None takes the shipped one where its shapes fit.
+        from_scratch: start from fresh weights.
+        data: an existing recording, instead of recording anew.
+        frames: frames to record; None plans them by the budget.
+        autoencoder_minutes: instead of the planned share.
+        denoiser_minutes: instead of the planned share.
+        work: folder for everything on the way; None is ``runs/<name of out>``.
+    """
+
+    spec: str
+    out: Path
+    minutes: float = 60.0
+    preset: str = "nano"
+    init: str | None = None
+    from_scratch: bool = False
+    data: Path | None = None
+    frames: int | None = None
+    agent: str = "scripted:0.6,random:0.4"
+    workers: int = 2
+    frame_skip: int = 2
+    height: int = 240
+    width: int = 320
+    autoencoder_minutes: float | None = None
+    denoiser_minutes: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    work: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("minutes", "autoencoder_minutes", "denoiser_minutes", "frames"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                flag = f"--{name.replace('_', '-')}"
+                raise OptionError(f"must be more than 0, got {value}", flag, "give a positive number")
+        if self.init is not None and self.from_scratch:
+            raise OptionError("they exclude each other", "--init, --from-scratch", "give one of them")
+        check_frame_size(self.height, self.width)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a budget is spent."""
+
+    frames: int
+    record_seconds: float
+    autoencoder_minutes: float
+    encode_seconds: float
+    denoiser_minutes: float
+    evaluate_seconds: float
+
+
+def create_game(options: CreateOptions) -> dict[str, Any]:
+    """Make a playable checkpoint; returns a summary.
+
+    Raises:
+        GamengenError: the spec, the folders or the data cannot be used.
+    """
+    device = choose_device(options.device)
+    check_writable(options.out)
+    init = _find_init(options)
+    work = _Work(options)
+    plan = make_plan(options, device.type, init is not None)
+    _announce(options, plan, work.folder, device, init)
+
+    recording = work.timed("record", lambda: _record(options, plan, work.folder))
+    stage = Stage(recording, work.folder, options.preset, device, init, options.seed)
+    training = TrainOptions(minutes=plan.autoencoder_minutes, seed=options.seed)
+    autoencoder = work.timed("autoencoder", lambda: fit_autoencoder(stage, training))
+    latents = work.timed("encode", lambda: encode(stage, autoencoder))
+    minutes = work.remember("denoiser_minutes", _denoiser_minutes(options, plan, work))
+    training = TrainOptions(minutes=minutes, adam_lr=5e-4, seed=options.seed)
+    denoiser = work.timed("denoiser", lambda: fit_denoiser(stage, autoencoder, latents, training))
+    scope = EvaluateOptions(windows=64, rollouts=4) if minutes < 10 else EvaluateOptions()
+    took = {name: round(seconds / 60, 1) for name, seconds in work.stages.items()}
+    metrics = work.timed(
+        "evaluate",
+        lambda: finish_checkpoint(stage, autoencoder, denoiser, latents[0], options.out, took, scope),
+    )
+    return {
+        "checkpoint": str(options.out),
+        "minutes": round(work.seconds() / 60, 1),
+        "stages_seconds": {name: round(seconds) for name, seconds in work.stages.items()},
+        "frames": sum(info.frames for info in recording.episodes()),
+        **summarise(metrics),
+        "play": f"gamengen play --checkpoint {options.out}",
+    }
+
+
+def make_plan(options: CreateOptions, device: str, warm: bool) -> Plan:
+    """Split the budget; ``warm`` starts from trained weights, which need a smaller share for the autoencoder."""
+    frames = int(np.clip(FRAMES_PER_MINUTE[device] * options.minutes, LEAST_FRAMES, MOST_FRAMES[device]))
+    frames = options.frames or frames
+    total = 60 * options.minutes
+    record = 0.0 if options.data is not None else frames / (RECORDED_PER_SECOND * options.workers)
+    encode = frames / ENCODED_PER_SECOND[device]
+    evaluate = min(120.0, EVALUATION_SHARE * total)
+    training = max(total - record - encode - evaluate, 0.3 * total) / 60
+    share = 0.2 if warm else 0.3
+    return Plan(
+        frames,
+        record,
+        options.autoencoder_minutes or share * training,
+        encode,
+        options.denoiser_minutes or (1 - share) * training,
+        evaluate,
+    )
+
+
+class _Work:
+    """The work folder: the options it was begun with, and the seconds that each stage took."""
+
+    def __init__(self, options: CreateOptions) -> None:
+        self.folder = options.work or Path("runs") / options.out.name
+        wanted = {name: str(value) for name, value in asdict(options).items() if name not in ("out", "work", "workers")}
+        path = self.folder / "plan.json"
+        self._path = self.folder / "stages.json"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if path.is_file():
+                found = json.loads(path.read_text())
+                differing = sorted(name for name in wanted if found.get(name) != wanted[name])
+                if differing:
+                    what = f"the work folder was begun with another {', '.join(differing)}"
+                    raise OptionError(what, self.folder, "repeat the same command, or give another --work")
+            else:
+                write_json(path, wanted)
+            state = json.loads(self._path.read_text()) if self._path.is_file() else {}
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"cannot use the work folder ({error})", self.folder, "give another --work"
+            ) from error
+        self.stages: dict[str, float] = state.get("stages", {})
+        self._remembered: dict[str, float] = state.get("remembered", {})
+
+    def timed(self, name: str, stage: Any) -> Any:
+        """Run a stage and add its time to what it took before."""
+        began = time.monotonic()
+        try:
+            return stage()
+        finally:
+            self.stages[name] = self.stages.get(name, 0.0) + time.monotonic() - began
+            self._write()
+
+    def remember(self, name: str, value: float) -> float:
+        """``value``, or what it was when this was first asked."""
+        self._remembered.setdefault(name, value)
+        self._write()
+        return self._remembered[name]
+
+    def seconds(self) -> float:
+        """Time spent in all."""
+        return sum(self.stages.values())
+
+    def _write(self) -> None:
+        write_json(self._path, {"stages": self.stages, "remembered": self._remembered})
+
+
+def _find_init(options: CreateOptions) -> Checkpoint | None:
+    preset = find_preset(options.preset)
+    if options.from_scratch:
+        return None
+    if options.init is not None:
+        return load_checkpoint(options.init)
+    if not shipped_checkpoints():
+        return None
+    shipped = load_checkpoint()
+    return shipped if shipped.config.autoencoder == preset.autoencoder else None
+
+
+def _announce(options: CreateOptions, plan: Plan, work: Path, device: torch.device, init: Checkpoint | None) -> None:
+    from rich.console import Console
+
+    begin = f"from {init.config.name}" if init is not None else "from scratch"
+    Console(stderr=True).print(
+        f"making [bold]{options.spec}[/bold] ({options.preset}, {begin}) on {describe_device(device)}\n"
+        f"plan: {plan.frames:,} frames recorded in {plan.record_seconds:.0f} s, autoencoder "
+        f"{plan.autoencoder_minutes:.1f} min, encoding {plan.encode_seconds:.0f} s, denoiser about "
+        f"{plan.denoiser_minutes:.1f} min, evaluation {plan.evaluate_seconds:.0f} s\n"
+        f"work folder {work}: run the same command again to go on after a stop",
+        highlight=False,
+    )
+
+
+def _record(options: CreateOptions, plan: Plan, work: Path) -> Recording:
+    if options.data is not None:
+        recording = Recording.open(options.data)
+        if recording.header.spec != options.spec:
+            what = f"the recording is of {recording.header.spec}, not {options.spec}"
+            raise OptionError(what, "--data", "give the recording's own spec")
+        return recording
+    folder = work / "recording"
+    record_episodes(
+        RecordOptions(
+            options.spec, folder, plan.frames, options.agent, options.workers, options.seed, options.frame_skip,
+            options.height, options.width,
+        )
+    )  # fmt: skip
+    return Recording.open(folder)
+
+
+def _denoiser_minutes(options: CreateOptions, plan: Plan, work: _Work) -> float:
+    if options.denoiser_minutes is not None:
+        return options.denoiser_minutes
+    left = 60 * options.minutes - work.seconds() - plan.evaluate_seconds
+    return max(left / 60, 0.5 * plan.denoiser_minutes)

@@ -1,0 +1,56 @@
+"""The model card: what a checkpoint is, how good, and how to use it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gamengen.checkpoints import CheckpointConfig
+
+
+def write_card(config: CheckpointConfig, metrics: dict[str, Any]) -> str:
+    """The checkpoint's ``README.md``, with the figures of ``metrics``."""
+    minutes = ", ".join(f"{name} {value} min" for name, value in config.training.get("minutes", {}).items())
+    keys = ", ".join(config.action_set.names)
+    return f"""# {config.name}
+
+A neural copy of `{config.spec}`, {config.width}x{config.height} at {config.fps:.4g} frames a second, preset
+`{config.preset}`. It plays with nothing behind it but the model:
+
+    gamengen play --checkpoint {config.name}
+
+- Actions: {keys}
+- Context: {config.denoiser.context} frames; sampling steps: {config.sampler.steps}
+- Trained on {config.data.get("frames", 0):,} frames of {config.data.get("episodes", 0)} episodes played by
+  {", ".join(config.data.get("agents", []))} agents, on {config.training.get("device", "")}
+- Time: {minutes}
+- Started from: {config.training.get("init") or "fresh weights"}
+
+## Fidelity
+
+On {metrics.get("episodes", 0)} episodes that were held out of training; PSNR is the mean over frames against the
+real frame, the interval is 95 % by episode.
+
+{fidelity_table(metrics)}
+
+{_drift_line(metrics)}
+
+{config.notice}
+"""
+
+
+def fidelity_table(metrics: dict[str, Any]) -> str:
+    """The figures of ``metrics.json`` as a Markdown table."""
+    rows = [("autoencoder ceiling", metrics["autoencoder"]), ("copy last frame", metrics["copy_last"])]
+    rows += [(f"teacher-forced, {steps} steps", figure) for steps, figure in metrics["teacher_forced"].items()]
+    lines = ["| measure | PSNR, dB |", "| --- | --- |"]
+    for name, figure in rows:
+        interval = f" ± {figure['ci95']:.2f}" if figure["ci95"] is not None else ""
+        lines.append(f"| {name.replace('1 steps', '1 step')} | {figure['psnr']:.2f}{interval} |")
+    return "\n".join(lines)
+
+
+def _drift_line(metrics: dict[str, Any]) -> str:
+    drift = metrics["drift"]
+    marks = [frame for frame in (1, 8, 16, 32, 64) if frame <= len(drift["frames"])]
+    points = ", ".join(f"{drift['psnr'][frame - 1]:.2f} dB after {frame}" for frame in marks)
+    return f"Free play under recorded actions ({drift['steps']} steps a frame): {points} frames."

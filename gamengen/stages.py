@@ -1,0 +1,221 @@
+"""The stages of making a game, each resumable: autoencoder, latents, denoiser, checkpoint.
+
+All of them keep what they make in one work folder: ``autoencoder/``, ``latents/``, ``denoiser/`` and
+``evaluation/``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.errors import CheckpointError, DataError
+from gamengen.autoencoder import Autoencoder
+from gamengen.checkpoints import (
+    Checkpoint,
+    CheckpointConfig,
+    Spawns,
+    check_writable,
+    git_commit,
+    load_checkpoint,
+    load_fitting,
+    save_checkpoint,
+)
+from gamengen.denoiser import Denoiser
+from gamengen.devices import choose_device, describe_device
+from gamengen.diffusion import SamplerConfig
+from gamengen.evaluation import EvaluateOptions, evaluate_checkpoint
+from gamengen.latents import LatentEpisodes, encode_recording, gather_windows, load_latents, window_starts
+from gamengen.model_card import write_card
+from gamengen.presets import find_preset
+from gamengen.train_autoencoder import POOL_FRAMES, AutoencoderTask, load_frame_pool
+from gamengen.train_denoiser import DenoiserTask
+from gamengen.training import Trainer, TrainOptions, load_finished
+from recorder.recording import Recording
+
+BATCH = {"autoencoder": 16, "denoiser": 32}
+CUDA_BATCH_FACTOR = 8  # a GPU is only busy with many samples at once
+SPAWNS = 8
+SPAWN_CANDIDATES = 256
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What every stage needs to know: where, on what, from which weights, with which seed."""
+
+    recording: Recording
+    work: Path
+    preset: str
+    device: torch.device
+    init: Checkpoint | None = None
+    seed: int = 0
+
+    def batch(self, name: str) -> int:
+        """Samples a training step of the stage ``name``."""
+        return BATCH[name] * (CUDA_BATCH_FACTOR if self.device.type == "cuda" else 1)
+
+
+def fit_autoencoder(stage: Stage, options: TrainOptions) -> Autoencoder:
+    """Train the autoencoder, or load it where this budget is spent already."""
+    torch.manual_seed(stage.seed)
+    model = Autoencoder(find_preset(stage.preset).autoencoder).to(stage.device)
+    folder = stage.work / "autoencoder"
+    if not load_finished(model, folder, options):
+        if stage.init is not None:
+            load_fitting(model, stage.init.autoencoder)
+        pool = load_frame_pool(stage.recording, POOL_FRAMES)
+        Trainer(AutoencoderTask(model, pool, stage.seed, stage.batch("autoencoder")), options, folder).run()
+    return model.eval()
+
+
+def load_autoencoder(stage: Stage) -> Autoencoder:
+    """The autoencoder that an earlier stage left in the work folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    model = Autoencoder(find_preset(stage.preset).autoencoder).to(stage.device)
+    if not load_finished(model, stage.work / "autoencoder", None):
+        what = "the work folder has no finished autoencoder"
+        raise CheckpointError(what, stage.work, "run gamengen train autoencoder first, with this folder as --out")
+    return model.eval()
+
+
+def encode(stage: Stage, autoencoder: Autoencoder) -> tuple[LatentEpisodes, LatentEpisodes]:
+    """Encode the recording, where that is not done, and read the latents: (train, held out)."""
+    folder = stage.work / "latents"
+    encode_recording(stage.recording, autoencoder, folder)
+    return load_latents(folder, autoencoder)
+
+
+def fit_denoiser(
+    stage: Stage,
+    autoencoder: Autoencoder,
+    latents: tuple[LatentEpisodes, LatentEpisodes],
+    options: TrainOptions,
+) -> Denoiser:
+    """Train the denoiser, or load it where this budget is spent already."""
+    torch.manual_seed(stage.seed + 1)
+    actions = stage.recording.header.action_set.size
+    model = Denoiser(replace(find_preset(stage.preset).denoiser, actions=actions)).to(stage.device)
+    folder = stage.work / "denoiser"
+    if not load_finished(model, folder, options):
+        if stage.init is not None:
+            load_fitting(model, stage.init.denoiser)
+        task = DenoiserTask(model, autoencoder, *latents, stage.seed, stage.batch("denoiser"))
+        Trainer(task, options, folder).run()
+    return model.eval()
+
+
+def finish_checkpoint(
+    stage: Stage,
+    autoencoder: Autoencoder,
+    denoiser: Denoiser,
+    train: LatentEpisodes,
+    out: Path,
+    minutes: dict[str, float],
+    scope: EvaluateOptions,
+) -> dict[str, Any]:
+    """Evaluate and write the checkpoint; returns its metrics.
+
+    ``minutes`` says what each stage took, for the model card.
+    """
+    header, infos = stage.recording.header, stage.recording.episodes()
+    seeds = [info.seed for info in infos]
+    data = {
+        "frames": sum(info.frames for info in infos),
+        "episodes": len(infos),
+        "seeds": [min(seeds), max(seeds)],
+        "agents": list(header.agents),
+        "packages": header.packages,
+    }
+    training = {
+        "minutes": minutes,
+        "init": stage.init.config.name if stage.init is not None else None,
+        "init_training": stage.init.config.training if stage.init is not None else None,
+        "device": describe_device(stage.device),
+        "seed": stage.seed,
+    }
+    config = CheckpointConfig(
+        out.name, header.spec, stage.preset, header.action_set, header.height, header.width, header.frame_skip,
+        header.fps, autoencoder.config, denoiser.config, SamplerConfig(), data, training, git_commit(), header.notice,
+    )  # fmt: skip
+    spawns = choose_spawns(train, denoiser.config.context, stage.seed)
+    checkpoint = Checkpoint(config, autoencoder, denoiser, spawns, {})
+    metrics = evaluate_checkpoint(checkpoint, stage.recording, stage.work / "evaluation", scope, str(stage.device))
+    save_checkpoint(replace(checkpoint, metrics=metrics), out, write_card(config, metrics))
+    return metrics
+
+
+def choose_spawns(episodes: LatentEpisodes, context: int, seed: int) -> Spawns:
+    """Starts that differ most from one another, by farthest-point choice among random windows."""
+    starts = window_starts(episodes.lengths, context)
+    rng = np.random.default_rng([seed, 7])
+    starts = rng.choice(starts, min(SPAWN_CANDIDATES, len(starts)), replace=False)
+    latents, actions = gather_windows(episodes, starts, context)
+    looks = latents[:, -1].flatten(1).cpu()
+    chosen = [0]
+    distance = (looks - looks[0]).square().sum(1)
+    while len(chosen) < min(SPAWNS, len(starts)):
+        chosen.append(int(distance.argmax()))
+        distance = torch.minimum(distance, (looks - looks[chosen[-1]]).square().sum(1))
+    return Spawns(latents[chosen].half().cpu(), actions[chosen].float().cpu())
+
+
+def train_autoencoder(
+    data: Path, work: Path, preset: str, init: str | None, options: TrainOptions, device: str
+) -> dict[str, Any]:
+    """``gamengen train autoencoder``: returns the last held-out figures."""
+    stage = _stage(data, work, preset, init, options, device)
+    fit_autoencoder(stage, options)
+    return _last_figures(work / "autoencoder")
+
+
+def train_denoiser(
+    data: Path, work: Path, out: Path, preset: str, init: str | None, options: TrainOptions, device: str
+) -> dict[str, Any]:
+    """``gamengen train denoiser``: trains, evaluates and writes the checkpoint."""
+    check_writable(out)
+    stage = _stage(data, work, preset, init, options, device)
+    autoencoder = load_autoencoder(stage)
+    latents = encode(stage, autoencoder)
+    denoiser = fit_denoiser(stage, autoencoder, latents, options)
+    minutes = {name: round(seconds / 60, 1) for name, seconds in _stage_seconds(work).items()}
+    metrics = finish_checkpoint(stage, autoencoder, denoiser, latents[0], out, minutes, EvaluateOptions(64, 4))
+    return {"checkpoint": str(out), **summarise(metrics)}
+
+
+def summarise(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The few figures of ``metrics.json`` that a summary shows."""
+    return {
+        "autoencoder_psnr": metrics["autoencoder"]["psnr"],
+        "copy_last_psnr": metrics["copy_last"]["psnr"],
+        **{f"psnr_{steps}_steps": figure["psnr"] for steps, figure in metrics["teacher_forced"].items()},
+    }
+
+
+def _stage(data: Path, work: Path, preset: str, init: str | None, options: TrainOptions, device: str) -> Stage:
+    find_preset(preset)
+    chosen = choose_device(device)
+    start = load_checkpoint(init) if init is not None else None
+    return Stage(Recording.open(data), work, preset, chosen, start, options.seed)
+
+
+def _stage_seconds(work: Path) -> dict[str, float]:
+    found = {}
+    for name in ("autoencoder", "denoiser"):
+        figures = _last_figures(work / name)
+        found[name] = float(figures.get("seconds", 0.0))
+    return found
+
+
+def _last_figures(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    except (OSError, ValueError, IndexError) as error:
+        raise DataError(f"cannot read the training log ({error})", folder, "train this stage again") from error

@@ -1,0 +1,115 @@
+"""Training a denoiser on windows of latents."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from gamengen.autoencoder import Autoencoder
+from gamengen.denoiser import Denoiser
+from gamengen.diffusion import SamplerConfig, denoising_loss, sample_next
+from gamengen.latents import LatentEpisodes, gather_windows, window_starts
+from gamengen.train_autoencoder import frame_psnr
+from gamengen.training import step_generator
+
+UNROLL_START = 0.6  # share of the budget after which training also follows the model's own frames
+UNROLL_SHARE = 0.375  # of the batch
+UNROLL_FRAMES = 6  # at most
+HELD_OUT_WINDOWS = 48
+ROLLOUT_FRAMES = 32
+
+
+class DenoiserTask:
+    """Predict the next latent; see :class:`gamengen.training.Task`.
+
+    In the last part of the budget some samples take the model's own frames as their newest context,
+    so that it learns to lead its own mistakes back to the game.
+    """
+
+    name = "denoiser"
+
+    def __init__(
+        self,
+        model: Denoiser,
+        autoencoder: Autoencoder,
+        train: LatentEpisodes,
+        held_out: LatentEpisodes,
+        seed: int,
+        batch: int = 32,
+    ) -> None:
+        self.model: nn.Module = model.to(memory_format=torch.channels_last)
+        self._denoiser, self._autoencoder = model, autoencoder
+        self._device = next(model.parameters()).device
+        self._train, self._held_out = train.to(self._device), held_out
+        self._seed, self._batch = seed, batch
+        self._window = model.config.context + 1
+        longest = max(train.lengths)
+        # Short episodes leave less room for the unroll, and some leave none.
+        self._unroll = max(0, min(UNROLL_FRAMES, longest - self._window))
+        self._starts = window_starts(train.lengths, self._window)
+        self._unroll_starts = window_starts(train.lengths, self._window + self._unroll)
+
+    def loss(self, step: int, progress: float) -> torch.Tensor:
+        """Mean denoising loss of the batch of ``step``."""
+        rng = np.random.default_rng([self._seed, step])
+        generator = step_generator(self._seed, step, self._device)
+        unrolled = int(self._batch * UNROLL_SHARE) if progress >= UNROLL_START and self._unroll else 0
+        starts = self._starts[rng.integers(len(self._starts), size=self._batch - unrolled)]
+        latents, actions = gather_windows(self._train, starts, self._window)
+        if unrolled:
+            frames = int(rng.integers(1, self._unroll + 1))
+            starts = self._unroll_starts[rng.integers(len(self._unroll_starts), size=unrolled)]
+            own = self._follow(*gather_windows(self._train, starts, self._window + frames), frames, generator)
+            latents, actions = torch.cat([latents, own[0]]), torch.cat([actions, own[1]])
+        loss = denoising_loss(self._denoiser, latents[:, :-1], actions[:, :-1], latents[:, -1], generator)
+        return loss.mean()
+
+    def _follow(
+        self, latents: torch.Tensor, actions: torch.Tensor, frames: int, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The window after ``frames`` frames of free play: own frames as context, the real one as target."""
+        context = self._denoiser.config.context
+        for frame in range(frames):
+            noise = torch.randn(1, len(latents), *latents.shape[2:], generator=generator, device=self._device)
+            span = slice(frame, frame + context)
+            sampled = sample_next(self._denoiser, latents[:, span], actions[:, span], noise, SamplerConfig(steps=1))
+            latents[:, frame + context] = sampled
+        return latents[:, frames:], actions[:, frames:]
+
+    def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Held-out latent error and PSNR at 1 and 4 steps, copy-last beside it, and a rollout."""
+        context = self._denoiser.config.context
+        window = min(context + ROLLOUT_FRAMES, max(self._held_out.lengths))
+        all_starts = window_starts(self._held_out.lengths, window)
+        picks = np.linspace(0, len(all_starts) - 1, min(HELD_OUT_WINDOWS, len(all_starts))).astype(int)
+        latents, actions = (part.to(self._device) for part in gather_windows(self._held_out, all_starts[picks], window))
+        generator = step_generator(self._seed, 0, self._device)
+        real = self._frames(latents[:, context])
+        figures = {"copy_last_psnr": float(frame_psnr(real, self._frames(latents[:, context - 1])).mean())}
+        sheet = [real[:6]]
+        for steps in (1, 4):
+            noise = torch.randn(1, *latents[:, 0].shape, generator=generator, device=self._device)
+            sampled = sample_next(
+                self._denoiser, latents[:, :context], actions[:, :context], noise, SamplerConfig(steps)
+            )
+            figures[f"latent_error_{steps}"] = float((sampled.float() - latents[:, context]).square().mean())
+            frames = self._frames(sampled)
+            figures[f"psnr_{steps}"] = float(frame_psnr(real, frames).mean())
+            sheet.append(frames[:6])
+        played = latents[:8].clone()
+        for frame in range(window - context):
+            noise = torch.randn(1, *played[:, 0].shape, generator=generator, device=self._device)
+            span = slice(frame, frame + context)
+            played[:, frame + context] = sample_next(
+                self._denoiser, played[:, span], actions[:8, span], noise, SamplerConfig(1)
+            )
+        last, last_real = self._frames(played[:, -1]), self._frames(latents[:8, -1])
+        figures["rollout_psnr"] = float(frame_psnr(last_real, last).mean())
+        rows = [*sheet, last_real[:6], last[:6]]
+        return figures, {
+            "real_predicted_rollout": np.concatenate([np.concatenate(list(row.numpy()), axis=1) for row in rows])
+        }
+
+    def _frames(self, latents: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self._autoencoder.decode_frames(part) for part in latents.split(8)]).cpu()
