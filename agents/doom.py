@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import os
-import signal
-import tempfile
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,14 +14,18 @@ import numpy as np
 import vizdoom as vzd
 
 from agents.actions import ActionSet
+from agents.engine_process import ENGINE_SECONDS, EngineProcess
+from agents.engine_process import remove_orphans as remove_orphans
 from agents.errors import EngineError, OptionError, SpecError
 
 TICS_PER_SECOND = 35
+SEED_MASK = 0x7FFFFFFF
 SENSORS = frozenset({"labels", "depth", "automap"})
 VARIABLES = (
-    "HEALTH", "ARMOR", "SELECTED_WEAPON", "SELECTED_WEAPON_AMMO", "AMMO2", "AMMO3", "AMMO4", "AMMO5",
+    "HEALTH", "ARMOR", "SELECTED_WEAPON", "SELECTED_WEAPON_AMMO", "AMMO2", "AMMO3", "AMMO4", "AMMO5", "AMMO6",
     "KILLCOUNT", "ITEMCOUNT", "SECRETCOUNT", "HITCOUNT", "HITS_TAKEN", "DAMAGECOUNT", "DAMAGE_TAKEN", "DEAD",
     "POSITION_X", "POSITION_Y", "POSITION_Z", "ANGLE",
+    "WEAPON1", "WEAPON2", "WEAPON3", "WEAPON4", "WEAPON5", "WEAPON6", "WEAPON7",
 )  # fmt: skip
 MAP_BUTTONS = (
     "MOVE_FORWARD", "MOVE_BACKWARD", "MOVE_LEFT", "MOVE_RIGHT", "TURN_LEFT", "TURN_RIGHT", "ATTACK", "USE", "SPEED",
@@ -35,7 +37,7 @@ UNAVAILABLE = frozenset({"doom", "doom2", "oblige"})
 # Scenario files that only name a full game: played from its first map.
 FIRST_MAPS = {"freedoom1": "freedoom1:E1M1", "freedoom2": "freedoom2:MAP01"}
 MULTIPLAYER = frozenset({"cig", "multi", "multi_duel"})
-OWNER = "GAMENGEN_ENGINE_OWNER"
+MULTIPLAYER_ARGUMENTS = "-host 1 -deathmatch +sv_forcerespawn 1 +sv_noautoaim 1 +sv_respawnprotect 1"
 
 _live: weakref.WeakSet[DoomEnvironment] = weakref.WeakSet()
 
@@ -64,6 +66,8 @@ class DoomEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
         sensors: frozenset[str] = frozenset(),
         max_frames: int | None = None,
     ) -> None:
+        self._game: vzd.DoomGame | None = None
+        self._engine: EngineProcess | None = None
         if frame_skip < 1:
             raise OptionError(f"frame_skip must be at least 1, got {frame_skip}", "frame_skip", "use 1 to 8")
         if not sensors <= SENSORS:
@@ -74,10 +78,8 @@ class DoomEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
         self.sensors, self.max_frames = sensors, max_frames
         self.render_mode = "rgb_array"
         self._height, self._width = height, width
-        self._game: vzd.DoomGame | None = None
-        self._engine_pid: int | None = None
-        self._instance = ""
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._resolution = _resolution(height, width)
+        self._multiplayer = name in MULTIPLAYER
         self._frame = np.zeros((height, width, 3), np.uint8)
         self._frames_played = 0
         self._configure = _configuration(name)
@@ -96,12 +98,16 @@ class DoomEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
         """
         super().reset(seed=seed)
         with self._engine_errors():
+            if self._multiplayer:  # its next episode is the same match gone on, so a seed needs a new match
+                self.close()
             if self._game is None:
-                self._start()
-            assert self._game is not None
-            if seed is not None:
-                self._game.set_seed(seed & 0x7FFFFFFF)
-            self._game.new_episode()
+                self._start(seed)
+            assert self._game is not None and self._engine is not None
+            if not self._multiplayer:
+                with self._engine.answering():
+                    if seed is not None:
+                        self._game.set_seed(seed & SEED_MASK)
+                    self._game.new_episode()
             self._frames_played = 1
             return self._observe()
 
@@ -113,9 +119,9 @@ class DoomEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
             EngineError: the engine died; ``reset`` starts a fresh one.
         """
         held = self.action_set.check(action)
-        if self._game is None:
+        if self._game is None or self._engine is None:
             raise EngineError("the game is not running", self.spec_name, "call reset first")
-        with self._engine_errors():
+        with self._engine_errors(), self._engine.answering():
             reward = self._game.make_action([bool(value > 0.5) for value in held], self.frame_skip)
             terminated = self._game.is_episode_finished()
             # A time limit is no end of the game's story; death and reaching the exit are.
@@ -130,33 +136,28 @@ class DoomEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._frame
 
     def close(self) -> None:
-        """End the engine process and remove what it left in shared memory."""
+        """End the engine process and remove what it left in shared memory and on disk."""
         game, self._game = self._game, None
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.kill()
         if game is not None:
             with contextlib.suppress(Exception):
                 game.close()
-        if self._engine_pid is not None:
-            with contextlib.suppress(OSError):
-                os.kill(self._engine_pid, signal.SIGKILL)
-            self._engine_pid = None
-        if self._instance:
-            _remove_shared_memory(self._instance)
-            self._instance = ""
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        if engine is not None:
+            engine.end()
 
-    def _start(self) -> None:
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # a half-made environment, or an interpreter that is going down
+            self.close()
+
+    def _start(self, seed: int | None) -> None:
         game = vzd.DoomGame()
         self._configure(game)
+        self._engine = EngineProcess()
         # The engine writes its settings file on exit: not into the user's folder.
-        self._folder = tempfile.TemporaryDirectory(prefix="gamengen-doom-")
-        game.set_doom_config_path(str(Path(self._folder.name) / "engine.ini"))
-        resolution = f"RES_{self._width}X{self._height}"
-        if resolution not in vzd.ScreenResolution.__members__:
-            sizes = [n[4:] for n in vzd.ScreenResolution.__members__ if n.endswith(("X240", "X120", "X480"))]
-            raise OptionError("Doom has no such frame size", resolution[4:], f"use one of {', '.join(sizes)}")
-        game.set_screen_resolution(vzd.ScreenResolution.__members__[resolution])
+        game.set_doom_config_path(str(self._engine.folder / "engine.ini"))
+        game.set_screen_resolution(self._resolution)
         game.set_screen_format(vzd.ScreenFormat.RGB24)
         game.set_render_hud(True)
         game.set_window_visible(False)
@@ -169,18 +170,12 @@ class DoomEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
         game.set_automap_buffer_enabled("automap" in self.sensors)
         game.set_available_buttons([vzd.Button.__members__[name] for name in self.action_set.buttons])
         game.set_available_game_variables([vzd.GameVariable.__members__[name] for name in VARIABLES])
-        if self.spec_name.partition("/")[2] in MULTIPLAYER:
-            game.add_game_args("-host 1 -deathmatch +sv_forcerespawn 1 +sv_noautoaim 1 +sv_respawnprotect 1")
-        before = set(_engine_processes())
-        os.environ[OWNER] = str(os.getpid())
-        try:
+        if self._multiplayer:
+            game.add_game_args(MULTIPLAYER_ARGUMENTS)
+        if seed is not None:
+            game.set_seed(seed & SEED_MASK)
+        with self._engine.starting():
             game.init()
-        finally:
-            del os.environ[OWNER]
-            started = [pid for pid in _engine_processes() if pid not in before and _owner(pid) == os.getpid()]
-            if started:
-                self._engine_pid = started[0]
-                self._instance = _instance_id(started[0])
         self._game = game
 
     def _observe(self) -> tuple[np.ndarray, dict[str, Any]]:
@@ -203,20 +198,21 @@ class DoomEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._frame, info
 
     @contextlib.contextmanager
-    def _engine_errors(self) -> Any:
+    def _engine_errors(self) -> Iterator[None]:
         try:
             yield
         except (
             vzd.ViZDoomErrorException,
             vzd.ViZDoomUnexpectedExitException,
             vzd.ViZDoomIsNotRunningException,
-            vzd.SignalException,
             vzd.MessageQueueException,
             vzd.SharedMemoryException,
         ) as error:
+            hung = self._engine is not None and self._engine.timed_out
             self.close()
+            what = f"no answer for {ENGINE_SECONDS:.0f} s" if hung else str(error)
             remedy = "reset the environment to start a fresh engine"
-            raise EngineError(f"the Doom engine stopped ({error})", self.spec_name, remedy) from error
+            raise EngineError(f"the Doom engine stopped ({what})", self.spec_name, remedy) from error
         except vzd.FileDoesNotExistException as error:
             self.close()
             raise SpecError(f"a game file is missing ({error})", self.spec_name, "reinstall vizdoom") from error
@@ -254,6 +250,14 @@ def _configuration(name: str) -> Any:
     return configure_scenario
 
 
+def _resolution(height: int, width: int) -> Any:
+    known = {name[4:]: value for name, value in vzd.ScreenResolution.__members__.items()}
+    if f"{width}X{height}" not in known:
+        sizes = ", ".join(size for size in known if size.endswith(("X120", "X240", "X480")))
+        raise OptionError("Doom has no such frame size", f"{width}X{height}", f"use one of {sizes}")
+    return known[f"{width}X{height}"]
+
+
 def _button_names(configure: Any, name: str) -> tuple[str, ...]:
     game = vzd.DoomGame()
     configure(game)
@@ -272,53 +276,6 @@ def _map_names(wad: Path) -> list[str]:
         entry = np.dtype([("at", "<i4"), ("size", "<i4"), ("name", "S8")])
         names = np.frombuffer(file.read(entry.itemsize * int(header["count"])), entry)["name"]
     return [names[i - 1].decode() for i in range(1, len(names)) if names[i] == b"THINGS"]
-
-
-def remove_orphans() -> int:
-    """End engine processes whose owner was killed, with their shared memory; the number ended.
-
-    Only engines that this project started are touched: each carries its owner's process id.
-    """
-    ended = 0
-    for pid in _engine_processes():
-        owner = _owner(pid)
-        if owner is not None and not Path(f"/proc/{owner}").exists():
-            instance = _instance_id(pid)
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-                ended += 1
-            if instance:
-                _remove_shared_memory(instance)
-    return ended
-
-
-def _engine_processes() -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (entry / "comm").read_text().strip() == "vizdoom":
-                found.append(int(entry.name))
-    return found
-
-
-def _owner(pid: int) -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        for item in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-            if item.startswith(OWNER.encode() + b"="):
-                return int(item.partition(b"=")[2])
-    return None
-
-
-def _instance_id(pid: int) -> str:
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        return arguments[arguments.index(b"+viz_instance_id") + 1].decode()
-    return ""
-
-
-def _remove_shared_memory(instance: str) -> None:
-    for path in Path("/dev/shm").glob(f"ViZDoom*{instance}"):
-        path.unlink(missing_ok=True)
 
 
 @atexit.register

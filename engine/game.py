@@ -188,6 +188,11 @@ class NeuralGame:
         return self.frame
 
     @torch.inference_mode()
+    def sample_now(self) -> torch.Tensor:
+        """The next latent, without going there: what :meth:`step` does before decoding, for measuring."""
+        return self._sample(self._latents, self._actions)
+
+    @torch.inference_mode()
     def decode_now(self) -> np.ndarray:
         """The newest latent decoded once more: what :meth:`step` does after sampling, for measuring."""
         return self._to_numpy(self._autoencoder.decode_frames(self._latents[:, -1]))

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class HeadlessOptions:
 
 
 def play_headless(game: Game, options: HeadlessOptions) -> PlaySummary:
-    """Start ``game`` from a random spawn and play it for ``options.frames`` frames.
+    """Play ``game`` for ``options.frames`` frames from where it stands.
 
     Raises:
         OptionError: the actions are no such word or file.
@@ -55,7 +56,7 @@ def play_headless(game: Game, options: HeadlessOptions) -> PlaySummary:
         DataError: the video cannot be written.
     """
     choose = _choose_actions(game, options)
-    times, frame = FrameTimes(), game.reset()
+    times, frame = FrameTimes(), game.frame
     with contextlib.ExitStack() as stack:
         video = None
         if options.video is not None:
@@ -63,7 +64,7 @@ def play_headless(game: Game, options: HeadlessOptions) -> PlaySummary:
         show = stack.enter_context(progress("Playing", options.frames, "frames"))
         for number in range(options.frames):
             action = choose(number, frame)
-            frame = times.measure(lambda action=action: game.step(action))  # type: ignore[misc]
+            frame = times.measure(partial(game.step, action))
             if video is not None:
                 video.append(draw_held_keys(frame, game.action_set, action) if options.draw_keys else frame)
             show(number + 1, "")
@@ -119,7 +120,8 @@ def _check_row(row: Any, action_set: ActionSet) -> np.ndarray:
 def _read_rows(path: Path) -> Any:
     try:
         if path.suffix.lower() == ".npy":
-            rows = np.load(path, allow_pickle=False)
+            with path.open("rb") as file:
+                rows = np.lib.format.read_array(file, allow_pickle=False)
             if rows.ndim != 2:
                 raise ValueError(f"it has shape {rows.shape}")
         else:

@@ -128,7 +128,10 @@ class Controls:
         self.bindings = bind_inputs(action_set)
         self._pixels_per_turn = PIXELS_PER_TURN / mouse_speed
         self._opposite = dict(OPPOSITES) | {b: a for a, b in OPPOSITES}
-        self.release_all()
+        self._pressed: dict[str, float] = {}  # oldest first, with how far a stick is pushed
+        self._fresh: set[str] = set()  # pressed since the last frame
+        self._ended: set[str] = set()  # let go before a frame saw them
+        self._stick_turn = self._turn_owed = 0.0  # in frames of the turn key; right is positive
 
     @property
     def can_turn(self) -> bool:
@@ -155,6 +158,10 @@ class Controls:
         owed = self._turn_owed + pixels / self._pixels_per_turn
         self._turn_owed = float(np.clip(owed, -LONGEST_TURN, LONGEST_TURN))
 
+    def stop_mouse(self) -> None:
+        """Forget mouse travel that has not turned yet."""
+        self._turn_owed = 0.0
+
     def move_stick(self, name: str, value: float) -> None:
         """A stick or trigger, such as ``"pad left x"``, stands at ``value`` in [-1, 1]."""
         if name == TURN_STICK:
@@ -174,10 +181,9 @@ class Controls:
 
     def release_all(self) -> None:
         """Let go of everything, taps included: the window lost the keyboard."""
-        self._pressed: dict[str, float] = {}  # oldest first, with how far a stick is pushed
-        self._fresh: set[str] = set()
-        self._ended: set[str] = set()
-        self._stick_turn = self._turn_owed = 0.0  # turns in frames of the turn key, right is positive
+        for collection in (self._pressed, self._fresh, self._ended):
+            collection.clear()
+        self._stick_turn = self._turn_owed = 0.0
 
     def take(self) -> np.ndarray:
         """The action (A,) float32 to hold for the next frame; taps and mouse travel are used up."""
@@ -235,13 +241,17 @@ def describe_controls(action_set: ActionSet) -> list[tuple[str, str]]:
             keys = rows.setdefault(_describe(target, action_set), [])
             if label not in keys:
                 keys.append(label)
+    if len(rows.get("weapons", ())) > 2:
+        rows["weapons"] = [f"{rows['weapons'][0]}-{rows['weapons'][-1]}"]
     table = [(", ".join(keys), words) for words, keys in rows.items()]
     if "left" in bindings and "right" in bindings:
         ways = (_describe(bindings[way], action_set) for way in ("left", "right"))
         table.append(("Mouse", ", ".join(ways)))
     reached = {target.channel for target in bindings.values()}
     table += [("no key", _describe(Target(name), action_set)) for name in action_set.names if name not in reached]
-    table.append(("Gamepad", "sticks, D-pad: move, turn; RT, X: fire; A: use; LT: run"))
+    pad = [("RT", "pad right trigger"), ("A", "pad a"), ("LT", "pad left trigger")]
+    uses = [f"{label} {_describe(bindings[name], action_set)}" for label, name in pad if name in bindings]
+    table.append(("Gamepad", ", ".join(["sticks, D-pad", *uses])))
     return table
 
 

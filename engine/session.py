@@ -96,7 +96,7 @@ class PlaySession:
     Nothing here fails over a picture or video that cannot be written: the message says so.
 
     Args:
-        game: already made; it is reset here.
+        game: played on from where it stands.
         captures: folder for screenshots and videos, made when first needed.
         autopilot: the agent that can take over: frame (H, W, 3) to action (A,); random where not given.
         seed: of the random autopilot.
@@ -116,7 +116,7 @@ class PlaySession:
         self.files: list[Path] = []
         self.paused = self.agent_plays = self.show_help = self.show_overlay = False
         self.action = game.action_set.rest
-        self.frame = game.reset()
+        self.frame = game.frame
         self._captures = captures
         self._autopilot = autopilot or random_autopilot(game, seed)
         self._clock = clock

@@ -174,11 +174,10 @@ class PlayWindow:
             self._handle(event)
         if self._closed:
             return False
-        if not self.session.playing:
+        if self.session.paused or self.session.show_help:
             self._capture_mouse(False)
-            self.session.advance(self.session.game.action_set.rest)
-        else:
-            self.session.advance(self.controls.take())
+        # Taken while paused too: a key tapped then is not to act later.
+        self.session.advance(self.controls.take())
         self._draw()
         self._shown += 1
         return self._options.frames is None or self._shown < self._options.frames
@@ -187,7 +186,6 @@ class PlayWindow:
         """Close the window and finish what is being written; what was played."""
         summary = self.session.close()
         controller.quit()
-        pygame.font.quit()
         pygame.display.quit()
         return summary
 
@@ -233,6 +231,7 @@ class PlayWindow:
     def _capture_mouse(self, capture: bool) -> None:
         if capture != self._mouse_captured:
             self._mouse_captured = capture
+            self.controls.stop_mouse()
             pygame.mouse.set_relative_mode(capture)
 
     def _handle_pad(self, event: pygame.event.Event) -> None:
@@ -256,7 +255,6 @@ class PlayWindow:
 
     def _draw(self) -> None:
         session = self.session
-        self.screen = pygame.display.get_surface()
         area = draw_frame(self.screen, session.frame, self._options.smooth)
         marks = {"REC": session.recording, "PAUSED": session.paused, "AGENT": session.agent_plays}
         draw_marks(self.screen, area, [mark for mark, shown in marks.items() if shown])

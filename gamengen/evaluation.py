@@ -12,7 +12,7 @@ import torch
 
 from agents.errors import DataError, OptionError
 from gamengen.checkpoints import Checkpoint
-from gamengen.devices import choose_device
+from gamengen.devices import choose_device, place
 from gamengen.diffusion import SamplerConfig, sample_next
 from gamengen.train_autoencoder import encode_frames, frame_psnr
 from gamengen.training import autocast, step_generator
@@ -127,8 +127,8 @@ class _Measurement:
     """The networks on their device, and what is computed with them."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, options: EvaluateOptions) -> None:
-        self._autoencoder = checkpoint.autoencoder.to(device, memory_format=torch.channels_last)
-        self._denoiser = checkpoint.denoiser.to(device, memory_format=torch.channels_last)
+        self._autoencoder = place(checkpoint.autoencoder, device)
+        self._denoiser = place(checkpoint.denoiser, device)
         self._sampler, self._device = checkpoint.config.sampler, device
         self._context, self._options = checkpoint.config.denoiser.context, options
         self._generator = step_generator(options.seed, 0)

@@ -38,17 +38,17 @@ class ResidualBlock(nn.Module):
 
 
 class LevelEmbedding(nn.Module):
-    """Fourier features of a noise level in [0, 1], then a linear layer."""
+    """Fourier features of a noise level in [0, 1], then a linear layer.
 
-    frequencies: torch.Tensor
+    The frequencies are no buffer: in bfloat16 they would be others than those of training.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        frequencies = torch.logspace(-1, 1.5, EMBEDDING_FREQUENCIES)
-        self.register_buffer("frequencies", frequencies, persistent=False)
         self.linear = nn.Linear(2 * EMBEDDING_FREQUENCIES, width)
 
     def forward(self, level: torch.Tensor) -> torch.Tensor:
         """``level`` (B,) -> (B, width)."""
-        angle = level.float()[:, None] * self.frequencies * torch.pi
+        frequencies = torch.logspace(-1, 1.5, EMBEDDING_FREQUENCIES, device=level.device)
+        angle = level.float()[:, None] * frequencies * torch.pi
         return self.linear(torch.cat([angle.cos(), angle.sin()], dim=1).to(self.linear.weight.dtype))

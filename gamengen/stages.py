@@ -27,7 +27,7 @@ from gamengen.checkpoints import (
     save_checkpoint,
 )
 from gamengen.denoiser import Denoiser
-from gamengen.devices import choose_device, describe_device
+from gamengen.devices import choose_device, describe_device, place
 from gamengen.diffusion import SamplerConfig
 from gamengen.evaluation import EvaluateOptions, evaluate_checkpoint
 from gamengen.latents import LatentEpisodes, encode_recording, gather_windows, load_latents, window_starts
@@ -63,7 +63,7 @@ class Stage:
 def fit_autoencoder(stage: Stage, options: TrainOptions) -> Autoencoder:
     """Train the autoencoder, or load it where this budget is spent already."""
     torch.manual_seed(stage.seed)
-    model = Autoencoder(find_preset(stage.preset).autoencoder).to(stage.device)
+    model = place(Autoencoder(find_preset(stage.preset).autoencoder), stage.device)
     folder = stage.work / "autoencoder"
     if not load_finished(model, folder, options):
         if stage.init is not None:
@@ -79,7 +79,7 @@ def load_autoencoder(stage: Stage) -> Autoencoder:
     Raises:
         CheckpointError: there is none.
     """
-    model = Autoencoder(find_preset(stage.preset).autoencoder).to(stage.device)
+    model = place(Autoencoder(find_preset(stage.preset).autoencoder), stage.device)
     if not load_finished(model, stage.work / "autoencoder", None):
         what = "the work folder has no finished autoencoder"
         raise CheckpointError(what, stage.work, "run gamengen train autoencoder first, with this folder as --out")
@@ -102,7 +102,7 @@ def fit_denoiser(
     """Train the denoiser, or load it where this budget is spent already."""
     torch.manual_seed(stage.seed + 1)
     actions = stage.recording.header.action_set.size
-    model = Denoiser(replace(find_preset(stage.preset).denoiser, actions=actions)).to(stage.device)
+    model = place(Denoiser(replace(find_preset(stage.preset).denoiser, actions=actions)), stage.device)
     folder = stage.work / "denoiser"
     if not load_finished(model, folder, options):
         if stage.init is not None:

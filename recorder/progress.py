@@ -32,16 +32,19 @@ def progress(description: str, total: float, unit: str = "") -> Iterator[Callabl
         return
 
     started = last = time.monotonic()
+    first: float | None = None
     print(f"{description} …", file=sys.stderr, flush=True)
 
     def log(completed: float, note: str = "") -> None:
-        nonlocal last
+        nonlocal last, first
         now = time.monotonic()
-        if now - last >= LOG_SECONDS or completed >= total > 0:
-            last = now
-            elapsed = now - started
-            left = elapsed * (total / completed - 1) if completed > 0 else float("nan")
-            amount = f"{completed:,.0f}/{total:,.0f} {unit}".strip()
-            print(f"{description}: {amount}, {elapsed:.0f} s, {left:.0f} s left {note}", file=sys.stderr, flush=True)
+        first = completed if first is None else first  # work that is gone on with was not done in this time
+        if now - last < LOG_SECONDS and not completed >= total > 0:
+            return
+        last, elapsed = now, now - started
+        text = f"{description}: {completed:,.0f}/{total:,.0f} {unit}".rstrip() + f", {elapsed:.0f} s"
+        if first < completed < total:
+            text += f", {elapsed * (total - completed) / (completed - first):.0f} s left"
+        print(text, note, file=sys.stderr, flush=True)
 
     yield log

@@ -123,9 +123,9 @@ class Recording:
         """See that what ``header`` describes can be recorded into this folder.
 
         Raises:
-            DataError: the spec, ActionSet, frame size, frame_skip or variables differ.
+            DataError: the spec, ActionSet, frame size or frame_skip differ.
         """
-        for name in ("spec", "action_set", "height", "width", "frame_skip", "variable_names"):
+        for name in ("spec", "action_set", "height", "width", "frame_skip"):
             old, new = getattr(self.header, name), getattr(header, name)
             if old != new:
                 what = f"the folder holds a recording whose {name} is {_plain(old)}, not {_plain(new)}"
@@ -255,6 +255,4 @@ def _is_foreign(path: Path) -> bool:
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, ActionSet):
-        return ", ".join(value.names)
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
+    return ", ".join(value.names) if isinstance(value, ActionSet) else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -48,8 +49,9 @@ def work(
     signal.signal(signal.SIGTERM, on_terminate)
     if sys.platform != "win32":
         os.setsid()  # Ctrl-C in the terminal is for the parent: it would end our engine under our feet
+    _keep_descriptors()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the processors already
-    players = _Players(recording, options, mix)
+    players = Players(recording, options, mix)
     try:
         while True:
             result = players.record(connection.recv(), stopped)
@@ -66,6 +68,15 @@ def work(
         players.close()
 
 
+def _keep_descriptors() -> None:
+    """Pass no open file on: an engine that outlives us would hold our pipe open, and hide our death."""
+    folder = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        if int(name) > 2:
+            with contextlib.suppress(OSError):
+                os.set_inheritable(int(name), False)
+
+
 def _tell(connection: Connection, message: tuple[str, Any]) -> None:
     try:
         connection.send(message)
@@ -73,7 +84,7 @@ def _tell(connection: Connection, message: tuple[str, Any]) -> None:
         return  # nobody listens any more
 
 
-class _Players:
+class Players:
     """A worker's environments and agents, one of each kind of sensors, made when first needed."""
 
     def __init__(self, recording: Recording, options: RecordOptions, mix: tuple[AgentShare, ...]) -> None:
@@ -90,7 +101,7 @@ class _Players:
         """
         header = self._recording.header
         seed = header.seed + number
-        name = _draw_agent(self._mix, header.seed, number)
+        name = draw_agent(self._mix, header.seed, number)
         if name not in self._agents:
             self._agents[name] = make_agent(name, header.action_set, header.frame_skip)
         agent = self._agents[name]
@@ -128,11 +139,12 @@ class _Players:
         return self._environments[sensors]
 
     def close(self) -> None:
+        """Close every environment, with its engine."""
         for environment in self._environments.values():
             environment.close()
 
 
-def _draw_agent(mix: tuple[AgentShare, ...], seed: int, number: int) -> str:
+def draw_agent(mix: tuple[AgentShare, ...], seed: int, number: int) -> str:
     """Who plays episode ``number``: the same for the same seed, whoever recorded what before."""
     draw = np.random.default_rng([seed, number]).random()
     return mix[int(np.searchsorted(np.cumsum([share.share for share in mix])[:-1], draw, side="right"))].name

@@ -1,0 +1,204 @@
+"""The care of Doom's engine processes: none outlives its owner, none hangs us, nothing is left on disk.
+
+ViZDoom runs each game in a process of its own that talks through shared memory. That process survives
+its parent's ``SIGKILL``, and a call into an engine that hangs never returns. So each engine here has a
+folder, ``<temporary folder>/gamengen-doom-<owner's process id>-<owner's start time>-<random>``: its
+name says who owns it, the engine carries the name in its environment, and a file in it holds the name
+of the engine's shared memory. Whoever comes later can end and remove what a dead owner left.
+
+All of this reads ``/proc`` and is for Linux; elsewhere ViZDoom's own clean-up has to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+ENGINE_SECONDS = 60.0  # an engine that is silent for longer hangs: starting one takes 0.2 s, a step 1 ms
+OWNER = "GAMENGEN_ENGINE_OWNER"
+PREFIX = "gamengen-doom-"
+INSTANCE_FILE = "instance"
+SHARED_MEMORY = Path("/dev/shm")
+
+_environ_lock = threading.Lock()
+
+
+class EngineProcess:
+    """One engine: start it inside :meth:`starting`, talk to it inside :meth:`answering`, then :meth:`end` it."""
+
+    def __init__(self) -> None:
+        remove_orphans()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-{_start_time(os.getpid())}-"))
+        self.pid: int | None = None
+        self.timed_out = False
+        self.call: int | None = None  # number of the call that we are waiting for
+        self._calls = 0
+        self._owner = os.getpid()
+
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """Mark the engine that is started inside as ours, and find its process."""
+        with _environ_lock:  # the environment is the whole process's: one start at a time
+            os.environ[OWNER] = self.folder.name
+            try:
+                with self.answering():
+                    yield
+            finally:
+                del os.environ[OWNER]
+                self._find()
+                # The engine makes an empty folder of this name where it is started.
+                with contextlib.suppress(OSError):
+                    Path("_vizdoom").rmdir()
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Watch the engine while we wait for it: one that hangs is killed, so that the waiting call raises."""
+        _watchdog.watch(self)
+        self._calls += 1
+        self.call = self._calls
+        try:
+            yield
+        finally:
+            self.call = None
+
+    def kill(self) -> None:
+        """End the process at once; ViZDoom's own farewell waits for ever for an engine that hangs."""
+        if self.pid is None:
+            self._find()
+        if self.pid is not None:
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """End the process and remove its shared memory and its folder; a forked child of the owner does nothing."""
+        if os.getpid() != self._owner:
+            return
+        self.kill()
+        _remove_folder(self.folder)
+
+    def _find(self) -> None:
+        for pid in _engine_pids():
+            if _owner_name(pid) == self.folder.name:
+                self.pid = pid
+                (self.folder / INSTANCE_FILE).write_text(_instance(pid))
+
+
+def remove_orphans() -> int:
+    """End engines whose owner is dead and remove their shared memory and folders; the number of engines ended.
+
+    Only what this project started is touched, and only where its owner is no more.
+    """
+    if not Path("/proc/self").exists():
+        return 0
+    ended = 0
+    for pid in _engine_pids():
+        name = _owner_name(pid)
+        if name and not _owner_lives(name):
+            instance = _instance(pid)
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+                ended += 1
+            _remove_shared_memory(instance)
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        if not _owner_lives(folder.name):
+            _remove_folder(folder)
+    return ended
+
+
+class _Watchdog:
+    """One thread that looks once a second after all engines that someone is waiting for.
+
+    It counts its own looks, not the clock: they stop with us when the user stops the program (Ctrl-Z).
+    """
+
+    def __init__(self) -> None:
+        self._engines: weakref.WeakSet[EngineProcess] = weakref.WeakSet()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def watch(self, engine: EngineProcess) -> None:
+        with self._lock:
+            self._engines.add(engine)
+            if self._thread is None or not self._thread.is_alive():  # a forked child has no thread yet
+                self._thread = threading.Thread(target=self._look, name="engine watchdog", daemon=True)
+                self._thread.start()
+
+    def _look(self) -> None:
+        waiting: dict[EngineProcess, tuple[int, float]] = {}  # the call that each engine is busy with, and since when
+        while True:
+            pause = min(1.0, ENGINE_SECONDS / 4)
+            time.sleep(pause)
+            with self._lock:
+                busy = {engine: engine.call for engine in self._engines}
+            before, waiting = waiting, {}
+            for engine, call in busy.items():
+                if call is None:
+                    continue
+                last_call, seconds = before.get(engine, (call, 0.0))
+                waiting[engine] = (call, seconds + pause if last_call == call else 0.0)
+                if waiting[engine][1] > ENGINE_SECONDS and engine.call == call:
+                    engine.timed_out = True
+                    engine.kill()
+
+
+_watchdog = _Watchdog()
+
+
+def _engine_pids() -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (entry / "comm").read_text().strip() == "vizdoom":
+                found.append(int(entry.name))
+    return found
+
+
+def _owner_name(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        for item in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if item.startswith(OWNER.encode() + b"="):
+                return item.partition(b"=")[2].decode(errors="replace")
+    return ""
+
+
+def _owner_lives(name: str) -> bool:
+    """Whether the owner in an engine folder's name runs; its start time tells it from a later process."""
+    found = re.match(rf"{PREFIX}(\d+)-(\d+)-", name)
+    return found is None or _start_time(int(found[1])) == found[2]
+
+
+def _start_time(pid: int) -> str:
+    with contextlib.suppress(OSError, IndexError):
+        # The command's name, in brackets, may hold spaces; the start time is the 20th field after it.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return "0"
+
+
+def _instance(pid: int) -> str:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return arguments[arguments.index(b"+viz_instance_id") + 1].decode()
+    return ""
+
+
+def _remove_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        _remove_shared_memory((folder / INSTANCE_FILE).read_text())
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_shared_memory(instance: str) -> None:
+    if not re.fullmatch(r"\w{6,}", instance):  # never a pattern that would match another engine's
+        return
+    for path in SHARED_MEMORY.glob(f"ViZDoom*{instance}"):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
