@@ -14,7 +14,7 @@ import numpy as np
 import vizdoom as vzd
 
 from agents.actions import ActionSet
-from agents.engine_process import ENGINE_SECONDS, EngineProcess
+from agents.engine_process import EngineProcess
 from agents.engine_process import remove_orphans as remove_orphans
 from agents.errors import EngineError, OptionError, SpecError
 
@@ -174,8 +174,7 @@ class DoomEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
             game.add_game_args(MULTIPLAYER_ARGUMENTS)
         if seed is not None:
             game.set_seed(seed & SEED_MASK)
-        with self._engine.starting():
-            game.init()
+        self._engine.start(game.init)
         self._game = game
 
     def _observe(self) -> tuple[np.ndarray, dict[str, Any]]:
@@ -207,10 +206,11 @@ class DoomEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
             vzd.ViZDoomIsNotRunningException,
             vzd.MessageQueueException,
             vzd.SharedMemoryException,
+            TimeoutError,
         ) as error:
             hung = self._engine is not None and self._engine.timed_out
             self.close()
-            what = f"no answer for {ENGINE_SECONDS:.0f} s" if hung else str(error)
+            what = "it did not answer" if hung else str(error)
             remedy = "reset the environment to start a fresh engine"
             raise EngineError(f"the Doom engine stopped ({what})", self.spec_name, remedy) from error
         except vzd.FileDoesNotExistException as error:

@@ -16,48 +16,79 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ENGINE_SECONDS = 60.0  # an engine that is silent for longer hangs: starting one takes 0.2 s, a step 1 ms
 OWNER = "GAMENGEN_ENGINE_OWNER"
 PREFIX = "gamengen-doom-"
 INSTANCE_FILE = "instance"
+INSTANCE = r"\w{6,}"
 SHARED_MEMORY = Path("/dev/shm")
 
 _environ_lock = threading.Lock()
 
 
 class EngineProcess:
-    """One engine: start it inside :meth:`starting`, talk to it inside :meth:`answering`, then :meth:`end` it."""
+    """One engine: :meth:`start` it, talk to it inside :meth:`answering`, then :meth:`end` it."""
 
     def __init__(self) -> None:
         remove_orphans()
         self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-{_start_time(os.getpid())}-"))
         self.pid: int | None = None
         self.timed_out = False
+        self.left_behind = False
         self.call: int | None = None  # number of the call that we are waiting for
         self._calls = 0
         self._owner = os.getpid()
 
-    @contextlib.contextmanager
-    def starting(self) -> Iterator[None]:
-        """Mark the engine that is started inside as ours, and find its process."""
+    def start(self, init: Callable[[], None]) -> None:
+        """Run ``init``, which starts the engine, and find its process.
+
+        ViZDoom 1.3.2 waits for ever for an engine that hangs while it starts (a map that is not there is
+        enough), and crashes Python where such an engine is killed. So ``init`` runs in a thread that can
+        be left behind; its engine is stopped at once and ended when this process has ended.
+
+        Raises:
+            TimeoutError: the engine did not start.
+        """
+        done = threading.Event()
+        failures: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                init()
+            except BaseException as error:  # told to the waiting thread, whatever it is
+                failures.append(error)
+            finally:
+                done.set()
+
         with _environ_lock:  # the environment is the whole process's: one start at a time
             os.environ[OWNER] = self.folder.name
             try:
-                with self.answering():
-                    yield
+                threading.Thread(target=run, name="engine start", daemon=True).start()
+                try:
+                    self.timed_out = not _wait(done)
+                except BaseException:  # Ctrl-C: a half-started engine cannot be ended
+                    self.timed_out = not _wait(done)
+                    raise
             finally:
                 del os.environ[OWNER]
                 self._find()
                 # The engine makes an empty folder of this name where it is started.
                 with contextlib.suppress(OSError):
                     Path("_vizdoom").rmdir()
+                if self.timed_out:
+                    self._leave_behind()
+        if self.timed_out:
+            raise TimeoutError
+        if failures:
+            raise failures[0]
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
@@ -70,17 +101,28 @@ class EngineProcess:
         finally:
             self.call = None
 
+    def _leave_behind(self) -> None:
+        if self.pid is None:
+            return
+        os.kill(self.pid, signal.SIGSTOP)
+        instance = _instance(self.pid)
+        shared = f"{SHARED_MEMORY}/ViZDoom*{instance}" if re.fullmatch(INSTANCE, instance) else ""
+        wait = f"while kill -0 {os.getpid()}; do sleep 0.5; done; kill -9 {self.pid}; rm -rf '{self.folder}' {shared}"
+        subprocess.Popen(
+            ["/bin/sh", "-c", wait], start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        self.left_behind = True
+
     def kill(self) -> None:
         """End the process at once; ViZDoom's own farewell waits for ever for an engine that hangs."""
-        if self.pid is None:
-            self._find()
-        if self.pid is not None:
+        if self.pid is not None and not self.left_behind:
             with contextlib.suppress(OSError):
                 os.kill(self.pid, signal.SIGKILL)
 
     def end(self) -> None:
         """End the process and remove its shared memory and its folder; a forked child of the owner does nothing."""
-        if os.getpid() != self._owner:
+        if os.getpid() != self._owner or self.left_behind:
             return
         self.kill()
         _remove_folder(self.folder)
@@ -135,7 +177,7 @@ class _Watchdog:
     def _look(self) -> None:
         waiting: dict[EngineProcess, tuple[int, float]] = {}  # the call that each engine is busy with, and since when
         while True:
-            pause = min(1.0, ENGINE_SECONDS / 4)
+            pause = _pause()
             time.sleep(pause)
             with self._lock:
                 busy = {engine: engine.call for engine in self._engines}
@@ -153,11 +195,27 @@ class _Watchdog:
 _watchdog = _Watchdog()
 
 
+def _pause() -> float:
+    return min(1.0, ENGINE_SECONDS / 4)
+
+
+def _wait(done: threading.Event) -> bool:
+    """Wait for ``ENGINE_SECONDS``, counted in looks as the watchdog does; whether it is done."""
+    waited = 0.0
+    while not done.wait(_pause()):
+        waited += _pause()
+        if waited >= ENGINE_SECONDS:
+            return False
+    return True
+
+
 def _engine_pids() -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if (entry / "comm").read_text().strip() == "vizdoom":
+            # "pid (command) state …": a zombie has ended already.
+            command, _, rest = (entry / "stat").read_text().partition(" (")[2].rpartition(") ")
+            if command == "vizdoom" and not rest.startswith("Z"):
                 found.append(int(entry.name))
     return found
 
@@ -197,7 +255,7 @@ def _remove_folder(folder: Path) -> None:
 
 
 def _remove_shared_memory(instance: str) -> None:
-    if not re.fullmatch(r"\w{6,}", instance):  # never a pattern that would match another engine's
+    if not re.fullmatch(INSTANCE, instance):  # never a pattern that would match another engine's
         return
     for path in SHARED_MEMORY.glob(f"ViZDoom*{instance}"):
         with contextlib.suppress(OSError):

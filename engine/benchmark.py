@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from agents.errors import OptionError
 from engine.game import NeuralGame
-from gamengen.checkpoints import Checkpoint, load_checkpoint
+from gamengen.checkpoints import load_checkpoint
 from gamengen.devices import choose_device, describe_device
 from recorder.progress import progress
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ class PlaySummary:
     """What was played.
 
     ``seconds`` is time in play, without pauses; ``fps`` is frames over that; the percentiles are of the time
-    that the game took to make a frame.
+    that the game took to make a frame. ``files`` are the pictures and videos written.
     """
 
     frames: int
@@ -27,7 +27,7 @@ class PlaySummary:
     fps: float
     p50_ms: float
     p99_ms: float
-    files: tuple[Path, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 class FrameTimes:
@@ -72,8 +72,8 @@ class FrameTimes:
         p50, p99 = np.percentile(made, [50, 99])
         return float(p50), float(p99)
 
-    def summary(self, files: tuple[Path, ...] = ()) -> PlaySummary:
-        """All of it."""
+    def summary(self, files: Iterable[Path] = ()) -> PlaySummary:
+        """All of it, and the ``files`` that were written."""
         p50, p99 = self.percentiles()
         fps = self.frames / self.seconds if self.seconds > 0 else 0.0
-        return PlaySummary(self.frames, self.seconds, fps, p50, p99, files)
+        return PlaySummary(self.frames, self.seconds, fps, p50, p99, tuple(map(str, files)))

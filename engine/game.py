@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from agents.actions import ActionSet
 from agents.errors import ActionError, OptionError
 from gamengen.autoencoder import pixels_of
 from gamengen.checkpoints import Checkpoint, load_checkpoint
-from gamengen.devices import choose_device, has_bf16
-from gamengen.diffusion import SamplerConfig, sample_next
+from gamengen.devices import choose_device, has_bf16, place
+from gamengen.diffusion import SamplerConfig, check_seed, sample_next
 
 MAX_CPU_THREADS = 8  # more only wait for each other on a model this small
 
@@ -56,7 +57,7 @@ class NeuralGame:
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
         DeviceError: the device is not there.
-        OptionError: steps, batch or dtype cannot be used.
+        OptionError: steps, seed, batch or dtype cannot be used.
     """
 
     def __init__(
@@ -72,18 +73,20 @@ class NeuralGame:
             raise OptionError(f"batch must be at least 1, got {batch}", "--batch", "give a positive number")
         if dtype not in ("auto", "bfloat16", "float32"):
             raise OptionError("unknown dtype", dtype, "use auto, bfloat16 or float32")
-        loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
+        check_seed(seed)
+        # A copy of what is given: another game may compute with it on another device or in another dtype.
+        loaded = copy.deepcopy(checkpoint) if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
         self.config = loaded.config
         self.device = choose_device(device)
-        if self.device.type == "cpu":
-            torch.set_num_threads(min(MAX_CPU_THREADS, len(os.sched_getaffinity(0))))
+        if self.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(min(MAX_CPU_THREADS, _cores()))
         self.dtype = _choose_dtype(dtype, self.device)
         self.batch, self.seed = batch, seed
         self._sampler = loaded.config.sampler
         if steps is not None:
             self.steps = steps
-        self._autoencoder = loaded.autoencoder.to(self.device, self.dtype, memory_format=torch.channels_last)
-        self._denoiser = loaded.denoiser.to(self.device, self.dtype, memory_format=torch.channels_last)
+        self._autoencoder = place(loaded.autoencoder, self.device, self.dtype)
+        self._denoiser = place(loaded.denoiser, self.device, self.dtype)
         self._spawns = loaded.spawns
         self._rng = np.random.default_rng(seed)
         self._count = 0
@@ -202,7 +205,13 @@ class NeuralGame:
         return GameState(self._latents, self._actions.clone(), self.frame.copy(), self._count, self.spawn)
 
     def load(self, state: GameState) -> np.ndarray:
-        """Go back to a saved moment of this game; its frame."""
+        """Go back to a saved moment of this game; its frame.
+
+        Raises:
+            OptionError: the state is of a game of another size or batch.
+        """
+        if state.latents.shape != self._latents.shape or state.actions.shape != self._actions.shape:
+            raise OptionError("the state is of another game", f"latents {tuple(state.latents.shape)}", "see save")
         self._latents, self._actions = state.latents, state.actions.clone()
         self._count, self.spawn, self.frame = state.count, state.spawn, state.frame.copy()
         return self.frame
@@ -234,11 +243,16 @@ class NeuralGame:
         if held.shape != (context, self.action_set.size):
             raise ActionError(f"{context} actions are needed with the start frames", held.shape, "give one a frame")
         pixels = pixels_of(torch.from_numpy(frames).to(self.device)).to(self.dtype)
-        return self._autoencoder.encode(pixels)[None], torch.from_numpy(held)[None]
+        return self._autoencoder.encode(pixels)[None], torch.from_numpy(held.copy())[None]
 
     def _to_numpy(self, frames: torch.Tensor) -> np.ndarray:
         array = frames.cpu().numpy()
         return array[0] if self.batch == 1 else array
+
+
+def _cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -68,7 +68,7 @@ def play_headless(game: Game, options: HeadlessOptions) -> PlaySummary:
             if video is not None:
                 video.append(draw_held_keys(frame, game.action_set, action) if options.draw_keys else frame)
             show(number + 1, "")
-    return times.summary((options.video,) if options.video is not None else ())
+    return times.summary([options.video] if options.video is not None else [])
 
 
 def _choose_actions(game: Game, options: HeadlessOptions) -> Callable[[int, np.ndarray], np.ndarray]:

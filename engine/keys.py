@@ -138,11 +138,11 @@ class Controls:
         """Whether the mouse has something to turn."""
         return "left" in self.bindings and "right" in self.bindings
 
-    def press(self, name: str, strength: float = 1.0) -> None:
+    def press(self, name: str) -> None:
         """The input ``name`` goes down; one that the game does not use is ignored."""
         if name in self.bindings:
             self._pressed.pop(name, None)  # the newest goes last
-            self._pressed[name] = strength
+            self._pressed[name] = 1.0
             self._fresh.add(name)
             self._ended.discard(name)
 
@@ -220,7 +220,7 @@ class Controls:
             if self._turn_owed:
                 self._apply(action, target, min(abs(self._turn_owed), 1.0))
             self._turn_owed = 0.0
-        elif abs(self._turn_owed) >= 0.5:
+        elif abs(self._turn_owed) > 0.5:  # half a turn is not worth one: the next would have to turn back
             self._apply(action, target, 1.0)
             self._turn_owed -= float(np.copysign(1.0, self._turn_owed))
 
@@ -250,8 +250,8 @@ def describe_controls(action_set: ActionSet) -> list[tuple[str, str]]:
     reached = {target.channel for target in bindings.values()}
     table += [("no key", _describe(Target(name), action_set)) for name in action_set.names if name not in reached]
     pad = [("RT", "pad right trigger"), ("A", "pad a"), ("LT", "pad left trigger")]
-    uses = [f"{label} {_describe(bindings[name], action_set)}" for label, name in pad if name in bindings]
-    table.append(("Gamepad", ", ".join(["sticks, D-pad", *uses])))
+    uses = [f"{label}: {_describe(bindings[name], action_set)}" for label, name in pad if name in bindings]
+    table.append(("Gamepad", "; ".join(["sticks, D-pad", *uses])))
     return table
 
 

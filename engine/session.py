@@ -124,7 +124,8 @@ class PlaySession:
         self._saved: Any = None
         self._video: VideoWriter | None = None
         self._single = self._rewind_held = self._rewind_tapped = False
-        self._message, self._message_ends = "", 0.0
+        self._message = ""
+        self._message_ends: float | None = None
 
     @property
     def playing(self) -> bool:
@@ -144,7 +145,7 @@ class PlaySession:
     @property
     def message(self) -> str:
         """What to tell the player now; empty most of the time."""
-        return self._message if self._clock() < self._message_ends else ""
+        return self._message if self._message_ends is None or self._clock() < self._message_ends else ""
 
     @property
     def spawn_text(self) -> str:
@@ -166,6 +167,8 @@ class PlaySession:
             self._play(action)
         else:
             self.times.interrupt()
+        if self._message_ends is None:  # counted from now, when it is shown: a frame may have taken long
+            self._message_ends = self._clock() + MESSAGE_SECONDS
         return self.frame
 
     def _play(self, action: np.ndarray) -> None:
@@ -186,8 +189,8 @@ class PlaySession:
             self.say("rewind: this is as far back as it goes")
 
     def say(self, message: str) -> None:
-        """Show ``message`` for a short while."""
-        self._message, self._message_ends = message, self._clock() + MESSAGE_SECONDS
+        """Show ``message`` for a short while from the next frame on."""
+        self._message, self._message_ends = message, None
 
     def respawn(self) -> None:
         """Start anew from a random spawn; rewinding can take it back."""
@@ -286,7 +289,7 @@ class PlaySession:
         """Finish what is being written; what was played."""
         if self._video is not None:
             self._finish_recording()
-        return self.times.summary(tuple(self.files))
+        return self.times.summary(self.files)
 
     def _record_frame(self) -> None:
         if self._video is None:

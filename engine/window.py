@@ -236,9 +236,7 @@ class PlayWindow:
 
     def _handle_pad(self, event: pygame.event.Event) -> None:
         if event.type == pygame.CONTROLLERDEVICEADDED:
-            pad = controller.Controller(event.device_index)
-            self._pads[pad.id] = pad  # its events come for as long as it is kept
-            self.session.say("gamepad connected")
+            self._open_pad(event.device_index)
         elif event.type == pygame.CONTROLLERDEVICEREMOVED:
             self._pads.pop(event.instance_id, None)
             self.controls.release_all()
@@ -252,6 +250,15 @@ class PlayWindow:
             if event.button == pygame.CONTROLLER_BUTTON_LEFTSHOULDER:
                 self.session.release_rewind()
             self.controls.release(PAD_BUTTONS.get(event.button, ""))
+
+    def _open_pad(self, index: int) -> None:
+        try:
+            pad = controller.Controller(index)
+            self._pads[pad.as_joystick().get_instance_id()] = pad  # its events come for as long as it is kept
+        except pygame.error as error:
+            self.session.say(f"this gamepad cannot be used: {error}")
+            return
+        self.session.say("gamepad connected")
 
     def _draw(self) -> None:
         session = self.session
@@ -287,7 +294,12 @@ def _key_name(key: int) -> str:
     return name[1] if len(name) == 3 and name[0] == "[" and name[1].isdigit() else name  # keypad digits
 
 
-def _open_screen(game: Game, options: WindowOptions) -> pygame.Surface:
+def check_display() -> None:
+    """Make sure that a window can be opened here.
+
+    Raises:
+        DisplayError: it cannot.
+    """
     if not getattr(pygame, "IS_CE", False):
         remedy = "pip uninstall pygame, then pip install --force-reinstall pygame-ce"
         raise DisplayError("this pygame is not pygame-ce", pygame.__file__, remedy)
@@ -297,9 +309,24 @@ def _open_screen(game: Game, options: WindowOptions) -> pygame.Surface:
         raise DisplayError("there is no display", "DISPLAY and WAYLAND_DISPLAY are not set", HEADLESS_REMEDY)
     try:
         pygame.display.init()
-        # Without a display SDL may quietly draw into nothing; only who asks for that gets it.
-        if pygame.display.get_driver() in INVISIBLE_DRIVERS and pygame.display.get_driver() not in driver:
-            raise pygame.error("the display does not answer")
+    except pygame.error as error:
+        raise _no_window(str(error)) from error
+    # Without a display SDL may quietly draw into nothing; only who asks for that gets it.
+    chosen = pygame.display.get_driver()
+    if chosen in INVISIBLE_DRIVERS and chosen not in driver:
+        pygame.display.quit()
+        raise _no_window("the display does not answer")
+
+
+def _no_window(reason: str) -> DisplayError:
+    names = (os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"))
+    where = next((name for name in names if name), "the default display")
+    return DisplayError(f"cannot open a window ({reason})", where, HEADLESS_REMEDY)
+
+
+def _open_screen(game: Game, options: WindowOptions) -> pygame.Surface:
+    check_display()
+    try:
         pygame.font.init()
         controller.init()
         pygame.display.set_caption(f"{game.name} - gamengen")
@@ -308,8 +335,7 @@ def _open_screen(game: Game, options: WindowOptions) -> pygame.Surface:
         return pygame.display.set_mode(_window_size(game, options.scale), pygame.RESIZABLE)
     except pygame.error as error:
         pygame.display.quit()
-        display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or driver or "default display"
-        raise DisplayError(f"cannot open a window ({error})", display, HEADLESS_REMEDY) from error
+        raise _no_window(str(error)) from error
 
 
 def _window_size(game: Game, scale: float | None) -> tuple[int, int]:

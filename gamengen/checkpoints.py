@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from agents.actions import ActionSet
-from agents.errors import ActionError, CheckpointError, OptionError
-from gamengen.autoencoder import FACTOR, Autoencoder, AutoencoderConfig
+from agents.errors import ActionError, CheckpointError, GamengenError, OptionError
+from gamengen.autoencoder import FACTOR, Autoencoder, AutoencoderConfig, check_frame_size
 from gamengen.denoiser import Denoiser, DenoiserConfig
 from gamengen.diffusion import SamplerConfig
 from recorder.recording import write_json
@@ -30,6 +30,7 @@ FORMAT_VERSION = 1
 SHARD_BYTES = 16 * 2**20
 SHIPPED = Path(__file__).parent / "weights"
 DEFAULT_CHECKPOINT = "defend_the_center"
+UNFINISHED = (".partial", ".old")  # what a killed save may leave beside a checkpoint
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Checkpoint:
 
 def shipped_checkpoints() -> list[str]:
     """Names of the checkpoints in this package."""
-    return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+    names = (path.parent.name for path in SHIPPED.glob("*/config.json"))
+    return sorted(name for name in names if not name.endswith(UNFINISHED))
 
 
 def find_checkpoint(name: str | Path | None = None) -> Path:
@@ -106,17 +108,26 @@ def load_checkpoint(name: str | Path | None = None) -> Checkpoint:
     """
     folder = find_checkpoint(name)
     config = read_config(folder)
-    autoencoder, denoiser = Autoencoder(config.autoencoder), Denoiser(config.denoiser)
+    try:
+        autoencoder, denoiser = Autoencoder(config.autoencoder), Denoiser(config.denoiser)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        what = f"no model has the sizes in config.json ({str(error)[:80]})"
+        raise CheckpointError(what, folder / "config.json", "restore the file") from error
     _load_model(autoencoder, folder, "autoencoder")
     _load_model(denoiser, folder, "denoiser")
     tensors = _load_tensors(folder, "spawns")
-    shape = (config.denoiser.context, config.denoiser.channels, config.height // FACTOR, config.width // FACTOR)
-    latents, actions = tensors.get("latents"), tensors.get("actions")
-    if latents is None or actions is None or latents.shape[1:] != shape or len(latents) != len(actions):
-        raise CheckpointError("the stored starts do not fit the model", folder / "spawns.safetensors", "restore it")
+    context, channels = config.denoiser.context, config.denoiser.channels
+    count = len(tensors["latents"]) if "latents" in tensors and tensors["latents"].ndim else 0
+    shapes = {
+        "latents": (count, context, channels, config.height // FACTOR, config.width // FACTOR),
+        "actions": (count, context, config.action_set.size),
+    }
+    if not count or {name: tuple(value.shape) for name, value in tensors.items()} != shapes:
+        path = folder / "spawns.safetensors"
+        raise CheckpointError("the stored starts do not fit the model", path, "restore the file")
     metrics_path = folder / "metrics.json"
     metrics = _read_json(metrics_path) if metrics_path.is_file() else {}
-    return Checkpoint(config, autoencoder.eval(), denoiser.eval(), Spawns(latents, actions), metrics)
+    return Checkpoint(config, autoencoder.eval(), denoiser.eval(), Spawns(**tensors), metrics)
 
 
 def read_config(folder: Path) -> CheckpointConfig:
@@ -138,14 +149,32 @@ def read_config(folder: Path) -> CheckpointConfig:
             ("denoiser", DenoiserConfig),
             ("sampler", SamplerConfig),
         ):
-            values = {key: tuple(v) if isinstance(v, list) else v for key, v in data[name].items()}
+            values: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in data[name].items()}
             data[name] = kind(**values)
         config = CheckpointConfig(**data)
-    except (KeyError, TypeError, AttributeError, ActionError, OptionError) as error:
-        raise CheckpointError(f"config.json is damaged ({error})", path, "restore the file") from error
-    if config.action_set.size != config.denoiser.actions:
-        raise CheckpointError("the action set does not fit the denoiser", path, "restore the file")
+        _check_config(config)
+    except (KeyError, TypeError, ValueError, AttributeError, ActionError, OptionError) as error:
+        reason = error.what if isinstance(error, GamengenError) else f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"config.json is damaged ({reason})", path, "restore the file") from error
     return config
+
+
+def _check_config(config: CheckpointConfig) -> None:
+    for name in ("name", "spec", "preset", "git_commit", "notice"):
+        if not isinstance(getattr(config, name), str):
+            raise TypeError(f"{name} is no text")
+    for name in ("height", "width", "frame_skip"):
+        if type(getattr(config, name)) is not int:
+            raise TypeError(f"{name} is no whole number")
+    if not isinstance(config.data, dict) or not isinstance(config.training, dict):
+        raise TypeError("data and training must be objects")
+    check_frame_size(config.height, config.width)
+    if config.frame_skip < 1 or not 0 < config.fps < float("inf"):
+        raise ValueError("frame_skip and fps must be positive")
+    if config.action_set.size != config.denoiser.actions:
+        raise ValueError("the action set does not fit the denoiser")
+    if config.autoencoder.channels != config.denoiser.channels:
+        raise ValueError("the autoencoder does not fit the denoiser")
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, card: str) -> None:
@@ -155,7 +184,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, card: str) -> None:
         CheckpointError: the folder holds something else or cannot be written.
     """
     check_writable(folder)
-    partial = folder.with_name(folder.name + ".partial")
+    partial, old = (folder.with_name(folder.name + ending) for ending in UNFINISHED)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -171,9 +200,11 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, card: str) -> None:
             partial,
             "spawns",
         )
-        if folder.is_dir():
-            shutil.rmtree(folder)
+        if folder.is_dir():  # at every moment one of the two is whole
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
         partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"cannot write the checkpoint ({error})", folder, "free some space") from error
@@ -185,13 +216,15 @@ def check_writable(folder: Path) -> None:
     Raises:
         CheckpointError: it may not.
     """
+    if folder.name in ("", ".."):
+        raise CheckpointError("the folder needs a name of its own", folder, "give --out a new folder's name")
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())):
         raise CheckpointError("the folder exists and is not a checkpoint", folder, "choose another --out")
     parent = next(path for path in folder.absolute().parents if path.exists())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         probe = folder.with_name(folder.name + ".probe")
-        probe.mkdir()
+        probe.mkdir(exist_ok=True)
         probe.rmdir()
     except OSError as error:
         raise CheckpointError(f"cannot write here ({error.strerror})", parent, "choose another --out") from error
@@ -254,6 +287,10 @@ def _load_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def _save_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    path.write_bytes(save(tensors))  # safetensors' own save_file makes files that only the owner can read
+
+
 def _save_tensors(tensors: dict[str, torch.Tensor], folder: Path, name: str) -> None:
     shards: list[dict[str, torch.Tensor]] = [{}]
     size = 0
@@ -264,12 +301,12 @@ def _save_tensors(tensors: dict[str, torch.Tensor], folder: Path, name: str) -> 
             size = value.nbytes
         shards[-1][key] = value
     if len(shards) == 1:
-        save_file(shards[0], folder / f"{name}.safetensors")
+        _save_file(shards[0], folder / f"{name}.safetensors")
         return
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         file = f"{name}-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file)
+        _save_file(shard, folder / file)
         weight_map.update(dict.fromkeys(shard, file))
     total = sum(value.nbytes for value in tensors.values())
     write_json(folder / f"{name}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})

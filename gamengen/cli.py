@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from agents.errors import GamengenError
 
@@ -81,7 +80,7 @@ def _run(command: tuple[str, ...], words: list[str]) -> int:
         if summary is not None:
             _print_summary(" ".join(command), summary)
             if options.json is not None:
-                _write_summary(options.json, summary)
+                write_summary(options.json, summary)
     except GamengenError as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -96,7 +95,7 @@ def _terminate(signum: int, frame: Any) -> None:
     raise SystemExit(128 + signum)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)
 
@@ -123,7 +122,7 @@ def _plain(value: Any) -> str:
     return str(value) if value is not None else "not measured"
 
 
-def _write_summary(path: Path, summary: dict[str, Any]) -> None:
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
     from recorder.recording import write_json
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
 
-from agents.errors import DataError, OptionError
+from agents.errors import OptionError
+from gamengen.collect_commands import AgentEvaluate, DataExport, DataInfo, DataPreview, DataVerify
+
+if TYPE_CHECKING:
+    from engine.frame_times import PlaySummary
+    from engine.game import NeuralGame
 
 MIX = "scripted:0.6,random:0.4"
 Json = Annotated[Path | None, tyro.conf.arg(help="write the summary to this file as JSON too")]
@@ -73,12 +78,12 @@ class Play:
         if self.headless:
             from engine.headless import HeadlessOptions, play_headless
 
-            frames = self.frames or 300
-            return asdict(play_headless(game, HeadlessOptions(frames, self.video, self.actions, self.seed)))
+            headless = HeadlessOptions(self.frames or 300, self.video, self.actions, self.seed)
+            return _play_summary(game, play_headless(game, headless))
         from engine.window import WindowOptions, play_window
 
         window = WindowOptions(scale=self.scale, fullscreen=self.fullscreen, uncapped=self.uncapped, frames=self.frames)
-        return asdict(play_window(game, window))
+        return _play_summary(game, play_window(game, window))
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,8 @@ class Create:
     autoencoder_minutes: float | None = None
     """Instead of the planned share."""
     denoiser_minutes: float | None = None
+    """Instead of the planned share."""
+    decoder_minutes: float | None = None
     """Instead of the planned share."""
     seed: int = 0
     """Seed of everything."""
@@ -293,6 +300,8 @@ class Evaluate:
             recording = Recording.open(self.data)
         else:
             assert self.record is not None
+            if self.record < 1:
+                raise OptionError(f"must be at least 1, got {self.record}", "--record", "for example --record 4000")
             recording = record_for(checkpoint, self.record, self.out / "recording")
         return evaluate_checkpoint(checkpoint, recording, self.out, options, self.device)
 
@@ -346,17 +355,27 @@ class Info:
         from gamengen import __version__
         from gamengen.devices import choose_device, describe_device, has_bf16
 
+        def version(name: str) -> str:
+            try:
+                return metadata.version(name)
+            except metadata.PackageNotFoundError:
+                return "not installed"
+
         device = choose_device()
         packages = ("torch", "numpy", "vizdoom", "gymnasium", "stable-baselines3", "pygame-ce", "av")
         return {
             "gamengen": __version__,
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in packages},
+            **{name: version(name) for name in packages},
             "device": describe_device(device),
             "computes_in": "bfloat16" if has_bf16(device) else "float32",
             "cuda_devices": torch.cuda.device_count(),
             **_shipped_table(),
         }
+
+
+def _play_summary(game: NeuralGame, played: PlaySummary) -> dict[str, Any]:
+    return {"checkpoint": game.name, "device": game.device_name, "steps": game.steps, **asdict(played)}
 
 
 def _shipped_table() -> dict[str, Any]:

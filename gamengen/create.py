@@ -1,4 +1,4 @@
-"""One command makes a game: record, autoencoder, latents, denoiser, evaluation, checkpoint.
+"""One command makes a game: record, autoencoder, latents, denoiser, decoder, evaluation, checkpoint.
 
 Each stage leaves its result in the work folder and is skipped when that is there, so a run that was
 killed goes on where it stopped.
@@ -15,13 +15,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from agents.agent import make_agent, parse_mix
+from agents.environments import make_environment
 from agents.errors import CheckpointError, OptionError
 from gamengen.autoencoder import check_frame_size
-from gamengen.checkpoints import Checkpoint, check_writable, load_checkpoint, shipped_checkpoints
+from gamengen.checkpoints import (
+    DEFAULT_CHECKPOINT,
+    Checkpoint,
+    check_writable,
+    load_checkpoint,
+    shipped_checkpoints,
+)
 from gamengen.devices import choose_device, describe_device
+from gamengen.diffusion import check_seed
 from gamengen.evaluation import EvaluateOptions
 from gamengen.presets import find_preset
-from gamengen.stages import Stage, encode, finish_checkpoint, fit_autoencoder, fit_denoiser, summarise
+from gamengen.stages import Stage, encode, finish_checkpoint, fit_autoencoder, fit_denoiser, refine_decoder, summarise
 from gamengen.training import TrainOptions
 from recorder.record import RecordOptions, record_episodes
 from recorder.recording import Recording, write_json
@@ -50,6 +59,7 @@ class CreateOptions:
         frames: frames to record; None plans them by the budget.
         autoencoder_minutes: instead of the planned share.
         denoiser_minutes: instead of the planned share.
+        decoder_minutes: instead of the planned share.
         work: folder for everything on the way; None is ``runs/<name of out>``.
     """
 
@@ -68,12 +78,13 @@ class CreateOptions:
     width: int = 320
     autoencoder_minutes: float | None = None
     denoiser_minutes: float | None = None
+    decoder_minutes: float | None = None
     seed: int = 0
     device: str = "auto"
     work: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("minutes", "autoencoder_minutes", "denoiser_minutes", "frames"):
+        for name in ("minutes", "autoencoder_minutes", "denoiser_minutes", "decoder_minutes", "frames"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 flag = f"--{name.replace('_', '-')}"
@@ -81,6 +92,13 @@ class CreateOptions:
         if self.init is not None and self.from_scratch:
             raise OptionError("they exclude each other", "--init, --from-scratch", "give one of them")
         check_frame_size(self.height, self.width)
+        check_seed(self.seed)
+
+    def record_options(self, folder: Path, frames: int) -> RecordOptions:
+        """What to record into ``folder``; refuses what cannot be recorded."""
+        return RecordOptions(
+            self.spec, folder, frames, self.agent, self.workers, self.seed, self.frame_skip, self.height, self.width
+        )
 
 
 @dataclass(frozen=True)
@@ -92,6 +110,7 @@ class Plan:
     autoencoder_minutes: float
     encode_seconds: float
     denoiser_minutes: float
+    decoder_minutes: float
     evaluate_seconds: float
 
 
@@ -104,8 +123,9 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     device = choose_device(options.device)
     check_writable(options.out)
     init = _find_init(options)
-    work = _Work(options)
     plan = make_plan(options, device.type, init is not None)
+    _check_game(options, plan)
+    work = _Work(options)
     _announce(options, plan, work.folder, device, init)
 
     recording = work.timed("record", lambda: _record(options, plan, work.folder))
@@ -116,6 +136,8 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     minutes = work.remember("denoiser_minutes", _denoiser_minutes(options, plan, work))
     training = TrainOptions(minutes=minutes, adam_lr=5e-4, seed=options.seed)
     denoiser = work.timed("denoiser", lambda: fit_denoiser(stage, autoencoder, latents, training))
+    refining = TrainOptions(minutes=plan.decoder_minutes, muon_lr=0.01, adam_lr=5e-4, seed=options.seed)
+    work.timed("decoder", lambda: refine_decoder(stage, autoencoder, refining))
     scope = EvaluateOptions(windows=64, rollouts=4) if minutes < 10 else EvaluateOptions()
     took = {name: round(seconds / 60, 1) for name, seconds in work.stages.items()}
     metrics = work.timed(
@@ -141,13 +163,14 @@ def make_plan(options: CreateOptions, device: str, warm: bool) -> Plan:
     encode = frames / ENCODED_PER_SECOND[device]
     evaluate = min(120.0, EVALUATION_SHARE * total)
     training = max(total - record - encode - evaluate, 0.3 * total) / 60
-    share = 0.2 if warm else 0.3
+    shares = (0.2, 0.65, 0.15) if warm else (0.27, 0.58, 0.15)
     return Plan(
         frames,
         record,
-        options.autoencoder_minutes or share * training,
+        options.autoencoder_minutes or shares[0] * training,
         encode,
-        options.denoiser_minutes or (1 - share) * training,
+        options.denoiser_minutes or shares[1] * training,
+        options.decoder_minutes or shares[2] * training,
         evaluate,
     )
 
@@ -163,14 +186,15 @@ class _Work:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if path.is_file():
-                found = json.loads(path.read_text())
-                differing = sorted(name for name in wanted if found.get(name) != wanted[name])
+                found = _read_object(path)
+                # An option that this program has and the one before had not is no difference.
+                differing = sorted(name for name in wanted if found.get(name, wanted[name]) != wanted[name])
                 if differing:
                     what = f"the work folder was begun with another {', '.join(differing)}"
                     raise OptionError(what, self.folder, "repeat the same command, or give another --work")
             else:
                 write_json(path, wanted)
-            state = json.loads(self._path.read_text()) if self._path.is_file() else {}
+            state = _read_object(self._path) if self._path.is_file() else {}
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"cannot use the work folder ({error})", self.folder, "give another --work"
@@ -201,13 +225,20 @@ class _Work:
         write_json(self._path, {"stages": self.stages, "remembered": self._remembered})
 
 
+def _read_object(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text())
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} is no JSON object")
+    return found
+
+
 def _find_init(options: CreateOptions) -> Checkpoint | None:
     preset = find_preset(options.preset)
     if options.from_scratch:
         return None
     if options.init is not None:
         return load_checkpoint(options.init)
-    if not shipped_checkpoints():
+    if DEFAULT_CHECKPOINT not in shipped_checkpoints():
         return None
     shipped = load_checkpoint()
     return shipped if shipped.config.autoencoder == preset.autoencoder else None
@@ -221,31 +252,42 @@ def _announce(options: CreateOptions, plan: Plan, work: Path, device: torch.devi
         f"making [bold]{options.spec}[/bold] ({options.preset}, {begin}) on {describe_device(device)}\n"
         f"plan: {plan.frames:,} frames recorded in {plan.record_seconds:.0f} s, autoencoder "
         f"{plan.autoencoder_minutes:.1f} min, encoding {plan.encode_seconds:.0f} s, denoiser about "
-        f"{plan.denoiser_minutes:.1f} min, evaluation {plan.evaluate_seconds:.0f} s\n"
+        f"{plan.denoiser_minutes:.1f} min, decoder {plan.decoder_minutes:.1f} min, "
+        f"evaluation {plan.evaluate_seconds:.0f} s\n"
         f"work folder {work}: run the same command again to go on after a stop",
         highlight=False,
     )
 
 
-def _record(options: CreateOptions, plan: Plan, work: Path) -> Recording:
+def _check_game(options: CreateOptions, plan: Plan) -> None:
+    """See that there is such a game or recording, before a work folder is begun with these options."""
     if options.data is not None:
         recording = Recording.open(options.data)
         if recording.header.spec != options.spec:
             what = f"the recording is of {recording.header.spec}, not {options.spec}"
             raise OptionError(what, "--data", "give the recording's own spec")
-        return recording
+        return
+    options.record_options(options.out, plan.frames)
+    environment = make_environment(
+        options.spec, frame_skip=options.frame_skip, height=options.height, width=options.width
+    )
+    try:
+        for share in parse_mix(options.agent):
+            make_agent(share.name, environment.action_set, options.frame_skip)  # type: ignore[attr-defined]
+    finally:
+        environment.close()
+
+
+def _record(options: CreateOptions, plan: Plan, work: Path) -> Recording:
+    if options.data is not None:
+        return Recording.open(options.data)
     folder = work / "recording"
-    record_episodes(
-        RecordOptions(
-            options.spec, folder, plan.frames, options.agent, options.workers, options.seed, options.frame_skip,
-            options.height, options.width,
-        )
-    )  # fmt: skip
+    record_episodes(options.record_options(folder, plan.frames))
     return Recording.open(folder)
 
 
 def _denoiser_minutes(options: CreateOptions, plan: Plan, work: _Work) -> float:
     if options.denoiser_minutes is not None:
         return options.denoiser_minutes
-    left = 60 * options.minutes - work.seconds() - plan.evaluate_seconds
+    left = 60 * (options.minutes - plan.decoder_minutes) - work.seconds() - plan.evaluate_seconds
     return max(left / 60, 0.5 * plan.denoiser_minutes)

@@ -18,6 +18,7 @@ from gamengen.denoiser import Denoiser
 SIGMA_MEAN, SIGMA_STD = 0.3, 1.2
 PURE_NOISE_SHARE = 0.15  # of training samples: the first sampling step always starts there
 CONTEXT_NOISE_MAX = 0.6
+LARGEST_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class SamplerConfig:
         if not 0 <= self.context_noise <= CONTEXT_NOISE_MAX:
             what = f"context noise must be in [0, {CONTEXT_NOISE_MAX}], got {self.context_noise}"
             raise OptionError(what, "--context-noise", "0 to 0.2 is usual")
+
+
+def check_seed(seed: int) -> None:
+    """Raise OptionError unless ``seed`` is one that every generator takes."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise OptionError(f"must be 0 to {LARGEST_SEED}, got {seed}", "--seed", "give another seed")
 
 
 def denoising_loss(

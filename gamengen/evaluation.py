@@ -13,14 +13,14 @@ import torch
 from agents.errors import DataError, OptionError
 from gamengen.checkpoints import Checkpoint
 from gamengen.devices import choose_device, place
-from gamengen.diffusion import SamplerConfig, sample_next
+from gamengen.diffusion import SamplerConfig, check_seed, sample_next
 from gamengen.train_autoencoder import encode_frames, frame_psnr
 from gamengen.training import autocast, step_generator
 from recorder.episodes import EpisodeInfo, read_episode
 from recorder.pictures import contact_sheet, save_png
 from recorder.progress import progress
 from recorder.record import RecordOptions, record_episodes
-from recorder.recording import Recording, split_held_out, write_json
+from recorder.recording import HELD_OUT_EVERY, Recording, write_json
 
 STEPS = (1, 2, 4)
 SHEET_COLUMNS = 6
@@ -48,6 +48,7 @@ class EvaluateOptions:
             if getattr(self, name) < 1:
                 flag = f"--{name.replace('_', '-')}"
                 raise OptionError(f"must be at least 1, got {getattr(self, name)}", flag, "give a positive number")
+        check_seed(self.seed)
 
 
 def evaluate_checkpoint(
@@ -77,6 +78,8 @@ def evaluate_checkpoint(
     """
     options = options or EvaluateOptions()
     _check_fit(checkpoint, recording)
+    if out is not None:
+        _prepare(out)
     episodes = unseen_episodes(checkpoint, recording)
     measure = _Measurement(checkpoint, choose_device(device), options)
     with progress("evaluating", options.windows + options.rollouts, "windows") as show:
@@ -94,21 +97,27 @@ def evaluate_checkpoint(
         "action_f1": None,
     }
     if out is not None:
-        _prepare(out)
-        write_json(out / "metrics.json", metrics)
+        _write_metrics(out / "metrics.json", metrics)
         save_png(out / "teacher_forced.png", teacher_sheet)
         save_png(out / "rollout.png", drift_sheet)
     return metrics
 
 
 def unseen_episodes(checkpoint: Checkpoint, recording: Recording) -> list[EpisodeInfo]:
-    """Episodes whose seeds the checkpoint was never trained on."""
+    """Episodes whose seeds the checkpoint was never trained on.
+
+    Raises:
+        DataError: there are none.
+    """
     infos = recording.episodes()
-    first, last = checkpoint.config.data.get("seeds", (0, -1))
-    if not any(first <= info.seed <= last for info in infos):
-        return infos
-    held_out = set(split_held_out([info.path for info in infos])[1])
-    return [info for info in infos if info.path in held_out]
+    data = checkpoint.config.data
+    first, last = data.get("seeds", (0, -1))
+    base = data.get("seed", first)  # the seed of episode 0, and of every tenth after it, was held out
+    unseen = [info for info in infos if not first <= info.seed <= last or (info.seed - base) % HELD_OUT_EVERY == 0]
+    if not unseen:
+        remedy = "record with another --seed, or evaluate with --record"
+        raise DataError("the checkpoint was trained on all of these episodes", recording.folder, remedy)
+    return unseen
 
 
 def record_for(checkpoint: Checkpoint, frames: int, folder: Path) -> Recording:
@@ -256,5 +265,15 @@ def _rounded(values: np.ndarray) -> list[float]:
 def _prepare(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".probe"
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise DataError(f"cannot write the report ({error.strerror})", out, "choose another --out") from error
+
+
+def _write_metrics(path: Path, metrics: dict[str, Any]) -> None:
+    try:
+        write_json(path, metrics)
+    except OSError as error:
+        raise DataError(f"cannot write the report ({error.strerror})", path, "free some space") from error

@@ -1,6 +1,6 @@
 """Latent cache: every recorded frame encoded once, so that training never decodes a frame twice.
 
-A cache is a folder with ``cache.json`` (the autoencoder's hash and the game) and one safetensors
+A cache is a folder with ``cache.json`` (the encoder's hash and the game) and one safetensors
 file an episode, so that encoding can be stopped anywhere and go on.
 """
 
@@ -10,17 +10,18 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from agents.errors import DataError
 from gamengen.autoencoder import Autoencoder
 from gamengen.train_autoencoder import encode_frames
-from recorder.episodes import read_episode
+from recorder.episodes import EpisodeInfo, read_episode
 from recorder.progress import progress
 from recorder.recording import Recording, split_held_out, write_json
 
@@ -64,11 +65,14 @@ def encode_recording(recording: Recording, autoencoder: Autoencoder, folder: Pat
     header = {
         "format_version": FORMAT_VERSION,
         "spec": recording.header.spec,
-        "autoencoder": weights_hash(autoencoder),
+        "encoder": weights_hash(autoencoder.encoder),
     }
     path = folder / "cache.json"
     if path.is_file():
-        if json.loads(path.read_text()) != header:
+        found = _read_header(path)
+        if found.get("spec") != header["spec"]:
+            raise DataError(f"the latent cache is of {found.get('spec')}", folder, "delete the folder")
+        if found != header:
             raise DataError("the latent cache was made by another autoencoder", folder, "delete the folder")
     else:
         try:
@@ -77,6 +81,7 @@ def encode_recording(recording: Recording, autoencoder: Autoencoder, folder: Pat
         except OSError as error:
             raise DataError(f"cannot write the cache ({error.strerror})", folder, "choose another folder") from error
     infos = recording.episodes()
+    _check_same_episodes(infos, folder)
     total, done = sum(info.frames for info in infos), 0
     with progress("encoding frames", total, "frames") as show:
         for info in infos:
@@ -111,11 +116,34 @@ def load_latents(folder: Path, autoencoder: Autoencoder) -> tuple[LatentEpisodes
     path = folder / "cache.json"
     if not path.is_file():
         raise DataError("no latent cache here", folder, "encode the recording first")
-    header = json.loads(path.read_text())
-    if header.get("format_version") != FORMAT_VERSION or header.get("autoencoder") != weights_hash(autoencoder):
+    header = _read_header(path)
+    if header.get("format_version") != FORMAT_VERSION or header.get("encoder") != weights_hash(autoencoder.encoder):
         raise DataError("the latent cache was made by another autoencoder", folder, "delete the folder, encode again")
     train, held_out = split_held_out(sorted(folder.glob("*.safetensors")))
     return _load(train), _load(held_out)
+
+
+def _check_same_episodes(infos: list[EpisodeInfo], folder: Path) -> None:
+    """See that what is encoded already is of these episodes, and not of another recording."""
+    frames = {info.path.stem: info.frames for info in infos}
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, "pt") as file:
+                length = file.get_slice("actions").get_shape()[0]
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"the latents are damaged ({error})", path, "delete the file, encode again") from error
+        if frames.get(path.stem) != length:
+            raise DataError("the latent cache is of another recording", path, "delete the folder, encode again")
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"the latent cache is damaged ({error})", path, "delete the folder, encode again") from error
+    if not isinstance(header, dict):
+        raise DataError("the latent cache is damaged", path, "delete the folder, encode again")
+    return header
 
 
 def _load(paths: list[Path]) -> LatentEpisodes:

@@ -34,7 +34,8 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.01,
     ) -> None:
-        hidden, other = [], []
+        hidden: list[nn.Parameter] = []
+        other: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
             edge = any("first" in part or "last" in part for part in name.split("."))
             (hidden if parameter.ndim == 4 and not edge else other).append(parameter)

@@ -1,7 +1,7 @@
-"""The stages of making a game, each resumable: autoencoder, latents, denoiser, checkpoint.
+"""The stages of making a game, each resumable: autoencoder, latents, denoiser, decoder, checkpoint.
 
-All of them keep what they make in one work folder: ``autoencoder/``, ``latents/``, ``denoiser/`` and
-``evaluation/``.
+All of them keep what they make in one work folder: ``autoencoder/``, ``latents/``, ``denoiser/``,
+``decoder/`` and ``evaluation/``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from agents.errors import CheckpointError, DataError
-from gamengen.autoencoder import Autoencoder
+from gamengen.autoencoder import FACTOR, Autoencoder
 from gamengen.checkpoints import (
     Checkpoint,
     CheckpointConfig,
@@ -29,7 +30,7 @@ from gamengen.checkpoints import (
 from gamengen.denoiser import Denoiser
 from gamengen.devices import choose_device, describe_device, place
 from gamengen.diffusion import SamplerConfig
-from gamengen.evaluation import EvaluateOptions, evaluate_checkpoint
+from gamengen.evaluation import EvaluateOptions, evaluate_checkpoint, unseen_episodes
 from gamengen.latents import LatentEpisodes, encode_recording, gather_windows, load_latents, window_starts
 from gamengen.model_card import write_card
 from gamengen.presets import find_preset
@@ -55,6 +56,12 @@ class Stage:
     init: Checkpoint | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        header = self.recording.header
+        if header.height % FACTOR or header.width % FACTOR:
+            what = f"frame height and width must be multiples of {FACTOR}, got {header.height} and {header.width}"
+            raise DataError(what, self.recording.folder, "record anew with such a --height and --width")
+
     def batch(self, name: str) -> int:
         """Samples a training step of the stage ``name``."""
         return BATCH[name] * (CUDA_BATCH_FACTOR if self.device.type == "cuda" else 1)
@@ -67,10 +74,25 @@ def fit_autoencoder(stage: Stage, options: TrainOptions) -> Autoencoder:
     folder = stage.work / "autoencoder"
     if not load_finished(model, folder, options):
         if stage.init is not None:
-            load_fitting(model, stage.init.autoencoder)
+            _start_from(model, stage.init.autoencoder, stage)
         pool = load_frame_pool(stage.recording, POOL_FRAMES)
         Trainer(AutoencoderTask(model, pool, stage.seed, stage.batch("autoencoder")), options, folder).run()
     return model.eval()
+
+
+def refine_decoder(stage: Stage, autoencoder: Autoencoder, options: TrainOptions) -> Autoencoder:
+    """Train the decoder on, with the encoder as it is; or load it where this budget is spent already.
+
+    The autoencoder bounds every frame's quality, and its decoder goes on learning when the latents
+    are long made.
+    """
+    folder = stage.work / "decoder"
+    if not load_finished(autoencoder, folder, options):
+        pool = load_frame_pool(stage.recording, POOL_FRAMES)
+        seed = stage.seed + 2  # other crops than the autoencoder saw
+        task = AutoencoderTask(autoencoder, pool, seed, stage.batch("autoencoder"), decoder_only=True)
+        Trainer(task, options, folder).run()
+    return autoencoder.eval()
 
 
 def load_autoencoder(stage: Stage) -> Autoencoder:
@@ -106,7 +128,7 @@ def fit_denoiser(
     folder = stage.work / "denoiser"
     if not load_finished(model, folder, options):
         if stage.init is not None:
-            load_fitting(model, stage.init.denoiser)
+            _start_from(model, stage.init.denoiser, stage)
         task = DenoiserTask(model, autoencoder, *latents, stage.seed, stage.batch("denoiser"))
         Trainer(task, options, folder).run()
     return model.eval()
@@ -130,6 +152,7 @@ def finish_checkpoint(
     data = {
         "frames": sum(info.frames for info in infos),
         "episodes": len(infos),
+        "seed": infos[0].seed - int(infos[0].path.stem),  # of episode 0
         "seeds": [min(seeds), max(seeds)],
         "agents": list(header.agents),
         "packages": header.packages,
@@ -147,6 +170,10 @@ def finish_checkpoint(
     )  # fmt: skip
     spawns = choose_spawns(train, denoiser.config.context, stage.seed)
     checkpoint = Checkpoint(config, autoencoder, denoiser, spawns, {})
+    # Where the game's episodes are short, so are the free plays: it is no reason to fail at the very end.
+    longest = max(info.frames for info in unseen_episodes(checkpoint, stage.recording))
+    room = max(1, longest - denoiser.config.context)
+    scope = replace(scope, rollout_frames=min(scope.rollout_frames, room))
     metrics = evaluate_checkpoint(checkpoint, stage.recording, stage.work / "evaluation", scope, str(stage.device))
     save_checkpoint(replace(checkpoint, metrics=metrics), out, write_card(config, metrics))
     return metrics
@@ -197,6 +224,13 @@ def summarise(metrics: dict[str, Any]) -> dict[str, Any]:
         "copy_last_psnr": metrics["copy_last"]["psnr"],
         **{f"psnr_{steps}_steps": figure["psnr"] for steps, figure in metrics["teacher_forced"].items()},
     }
+
+
+def _start_from(model: nn.Module, source: nn.Module, stage: Stage) -> None:
+    if len(load_fitting(model, source)) == len(model.state_dict()):
+        assert stage.init is not None
+        what = f"nothing of the checkpoint fits the preset {stage.preset}: it is {stage.init.config.preset}"
+        raise CheckpointError(what, stage.init.config.name, "give that --preset, or leave --init out")
 
 
 def _stage(data: Path, work: Path, preset: str, init: str | None, options: TrainOptions, device: str) -> Stage:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gamengen.autoencoder import FACTOR, Autoencoder, pixels_of
+from gamengen.devices import place
 from gamengen.training import step_generator
 from recorder.episodes import read_episode
 from recorder.progress import progress
@@ -39,25 +40,35 @@ def load_frame_pool(recording: Recording, limit: int = POOL_FRAMES) -> FramePool
         parts = []
         with progress("reading frames", len(paths), "episodes") as show:
             for done, path in enumerate(paths):
-                parts.append(read_episode(path).frames[done % stride :: stride])
+                # A copy: a slice would keep the whole episode in memory.
+                parts.append(read_episode(path).frames[done % stride :: stride].copy())
                 show(done + 1, "")
         pools.append(np.concatenate(parts))
     return FramePool(*pools)
 
 
 class AutoencoderTask:
-    """Reconstruct random crops; see :class:`gamengen.training.Task`."""
+    """Reconstruct random crops; see :class:`gamengen.training.Task`.
 
-    name = "autoencoder"
+    With ``decoder_only`` the encoder stays as it is, so that latents made with it stay true.
+    """
 
     def __init__(
-        self, model: Autoencoder, pool: FramePool, seed: int, batch: int = 16, crop: tuple[int, int] = (128, 160)
+        self,
+        model: Autoencoder,
+        pool: FramePool,
+        seed: int,
+        batch: int = 16,
+        crop: tuple[int, int] = (128, 160),
+        decoder_only: bool = False,
     ) -> None:
-        self.model: nn.Module = model.to(memory_format=torch.channels_last)
+        self.name = "decoder" if decoder_only else "autoencoder"
+        model.encoder.requires_grad_(not decoder_only)
+        self._device = next(model.parameters()).device
+        self.model: nn.Module = place(model, self._device)
         self._autoencoder, self._pool, self._seed, self._batch = model, pool, seed, batch
         height, width = pool.train.shape[1:3]
         self._crop = (min(crop[0], height), min(crop[1], width))
-        self._device = next(model.parameters()).device
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
         """Absolute plus weighted squared error of the batch's crops."""

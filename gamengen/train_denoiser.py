@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from agents.errors import DataError
 from gamengen.autoencoder import Autoencoder
 from gamengen.denoiser import Denoiser
+from gamengen.devices import place
 from gamengen.diffusion import SamplerConfig, denoising_loss, sample_next
 from gamengen.latents import LatentEpisodes, gather_windows, window_starts
 from gamengen.train_autoencoder import frame_psnr
@@ -25,6 +27,9 @@ class DenoiserTask:
 
     In the last part of the budget some samples take the model's own frames as their newest context,
     so that it learns to lead its own mistakes back to the game.
+
+    Raises:
+        DataError: every episode, or every one held out, is shorter than a window.
     """
 
     name = "denoiser"
@@ -38,9 +43,9 @@ class DenoiserTask:
         seed: int,
         batch: int = 32,
     ) -> None:
-        self.model: nn.Module = model.to(memory_format=torch.channels_last)
-        self._denoiser, self._autoencoder = model, autoencoder
         self._device = next(model.parameters()).device
+        self.model: nn.Module = place(model, self._device)
+        self._denoiser, self._autoencoder = model, autoencoder
         self._train, self._held_out = train.to(self._device), held_out
         self._seed, self._batch = seed, batch
         self._window = model.config.context + 1
@@ -49,6 +54,9 @@ class DenoiserTask:
         self._unroll = max(0, min(UNROLL_FRAMES, longest - self._window))
         self._starts = window_starts(train.lengths, self._window)
         self._unroll_starts = window_starts(train.lengths, self._window + self._unroll)
+        if max(held_out.lengths) < self._window:  # told now, not after minutes of training
+            what = f"no held-out episode has the {self._window} frames that a training window takes"
+            raise DataError(what, f"longest: {max(held_out.lengths)}", "record more or longer episodes")
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
         """Mean denoising loss of the batch of ``step``."""

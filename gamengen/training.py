@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from agents.errors import CheckpointError, DataError, OptionError
+from gamengen.diffusion import check_seed
 from gamengen.muon import MuonAdamW
 from recorder.progress import progress
 
@@ -58,10 +59,12 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if (self.minutes is None) == (self.steps is None):
             raise OptionError("give either minutes or steps", "--minutes, --steps", "for example --minutes 30")
-        for name in ("minutes", "steps"):
+        for name in ("minutes", "steps", "muon_lr", "adam_lr", "evaluate_seconds"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise OptionError(f"must be more than 0, got {value}", f"--{name}", "give a positive number")
+                flag = f"--{name.replace('_', '-')}"
+                raise OptionError(f"must be more than 0, got {value}", flag, "give a positive number")
+        check_seed(self.seed)
 
     def spent(self, step: int, seconds: float) -> float:
         """Share of the budget, in [0, 1], that so many steps and seconds have spent."""
@@ -211,6 +214,8 @@ class Trainer:
             self.average = {name: value.to(self.device) for name, value in state["average"].items()}
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds = state["step"], state["seconds"]
+        except CheckpointError:
+            raise
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError) as error:
             what = f"the training state is damaged or of another shape ({str(error)[:80]})"
             raise CheckpointError(what, self._state_path, remedy) from error

@@ -218,6 +218,17 @@ def read_episode(path: Path, start: int = 0, stop: int | None = None) -> Episode
     return Episode(info, *arrays)
 
 
+def read_actions(path: Path) -> np.ndarray:
+    """Read the actions (N, A) of an episode, and no frame.
+
+    Raises:
+        DataError: the file is missing, truncated, foreign or of another version.
+    """
+    with _open(path) as file:
+        _info(path, file)
+        return np.asarray(file["actions"][:])
+
+
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
     remedy = "delete this file, then record again into the same folder; gamengen data verify finds all such files"

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 # Plays for ever; says when the engine runs, and which.
 PLAYER = """
 import signal, sys
+from agents import engine_process
 from agents.environments import make_environment
 
 def end(signum, frame):
@@ -33,7 +34,8 @@ def end(signum, frame):
 signal.signal(signal.SIGTERM, end)
 environment = make_environment("doom/basic")
 environment.reset(seed=1)
-print(environment._engine.pid, environment._engine.folder.name, flush=True)
+engine = environment._engine
+print(engine.pid, engine.folder.name, engine_process._instance(engine.pid), flush=True)
 {then}
 while True:
     _, _, terminated, truncated, _ = environment.step(environment.action_set.rest)
@@ -52,9 +54,8 @@ class Player:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         assert self.process.stdout is not None
-        pid, self.folder_name = self.process.stdout.readline().split()
+        pid, self.folder_name, self.instance = self.process.stdout.readline().split()
         self.engine = int(pid)
-        self.instance = engine_process._instance(self.engine)
 
     def left(self) -> list[str]:
         """What is left of its engine."""
@@ -71,7 +72,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Player]]:
 
     def make(then: str = "") -> Player:
         players.append(Player(tmp_path, then))
-        assert players[-1].instance
         return players[-1]
 
     yield make
@@ -107,7 +107,7 @@ def test_ctrl_c_reaches_the_engine_too(start: Callable[..., Player]) -> None:
     assert player.left() == []
 
 
-@pytest.mark.parametrize("then", ["sys.exit()", "del environment; sys.exit()", "raise ValueError"])
+@pytest.mark.parametrize("then", ["sys.exit()", "del engine, environment", "raise ValueError"])
 def test_exit_without_close_leaves_nothing(start: Callable[..., Player], tmp_path: Path, then: str) -> None:
     player = start(then)
     player.process.communicate(timeout=60)
@@ -157,8 +157,9 @@ def test_engine_that_hangs_is_an_error(environment: DoomEnvironment, monkeypatch
     assert environment._engine.pid is not None
     monkeypatch.setattr(engine_process, "ENGINE_SECONDS", 0.5)
     os.kill(environment._engine.pid, signal.SIGSTOP)
-    with pytest.raises(EngineError, match="no answer for"):
+    with pytest.raises(EngineError, match="did not answer"):
         _play(environment)
+    monkeypatch.undo()
     environment.reset(seed=5)
 
 
@@ -172,24 +173,45 @@ def test_engine_that_hangs_is_closed(environment: DoomEnvironment) -> None:
     assert pid not in engine_process._engine_pids()
 
 
-def test_engine_that_hangs_at_the_start_is_an_error(
-    environment: DoomEnvironment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    engine = tmp_path / "vizdoom"
-    engine.write_text("#!/bin/sh\nkill -STOP $$\n")
-    engine.chmod(0o755)
-    configure = environment._configure
+# A map that is not there: ViZDoom waits for ever for the engine. Our patience ends when it waits.
+HANGING = """
+import os, threading, time
+from agents import engine_process
+from agents.errors import EngineError
+from agents.environments import make_environment
 
-    def configure_hanging(game: Any) -> None:
-        configure(game)
-        game.set_vizdoom_path(str(engine))
+def lose_patience():
+    mine = lambda pid: engine_process._owner_name(pid).split("-")[2:3] == [str(os.getpid())]
+    while not engines:
+        engines.extend(filter(mine, engine_process._engine_pids()))
+    time.sleep(1)
+    engine_process.ENGINE_SECONDS = 1.0
 
-    monkeypatch.setattr(environment, "_configure", configure_hanging)
-    monkeypatch.setattr(engine_process, "ENGINE_SECONDS", 0.5)
-    with pytest.raises(EngineError, match="no answer for"):
-        environment.reset(seed=5)
-    monkeypatch.undo()
+engines = []
+environment = make_environment("doom/freedoom2:MAP01")
+configure = environment._configure
+environment._configure = lambda game: (configure(game), game.set_doom_map("NOPE"))
+threading.Thread(target=lose_patience).start()
+try:
     environment.reset(seed=5)
+except EngineError as error:
+    print(error)
+environment._configure, engine_process.ENGINE_SECONDS = configure, 60.0
+environment.reset(seed=5)
+environment.close()
+print(*engines, engine_process._instance(*engines))
+"""
+
+
+def test_engine_that_hangs_at_the_start_is_an_error(tmp_path: Path) -> None:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", HANGING], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    error, last = ended.stdout.splitlines()
+    assert "did not answer" in error
+    engine, instance = last.split()
+    _wait(lambda: int(engine) not in engine_process._engine_pids())
+    _wait(lambda: not list(Path("/dev/shm").glob(f"ViZDoom*{instance}")))
 
 
 def _play(environment: DoomEnvironment) -> None:

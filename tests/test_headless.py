@@ -42,7 +42,7 @@ def test_the_video_holds_every_frame(tmp_path, draw_keys):
     summary = play_headless(game, HeadlessOptions(12, path, "none", draw_keys=draw_keys))
     frames = read_video(path)
     assert frames.shape == (12, 96, 128, 3)
-    assert summary.files == (path,)
+    assert summary.files == (str(path),)
     near = np.abs(frames[-1].astype(int) - game.frame)
     assert np.median(near) < 12
     assert (near[:32, :32].max() > 60) == draw_keys, "key caps are at the top left"

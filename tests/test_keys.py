@@ -105,6 +105,9 @@ def test_the_mouse_turns_by_as_many_frames_as_it_moved():
     controls = Controls(DEFEND)
     controls.move_mouse(2 * PIXELS_PER_TURN)
     assert [DEFEND.held(controls.take()) for _ in range(3)] == [["TURN_RIGHT"], ["TURN_RIGHT"], []]
+    controls.move_mouse(1.5 * PIXELS_PER_TURN)
+    assert [DEFEND.held(controls.take()) for _ in range(9)] == [["TURN_RIGHT"]] + [[]] * 8, "it does not swing back"
+    controls.release_all()
     turns = []
     for _ in range(40):  # slow: a quarter of a turn a frame
         controls.move_mouse(-PIXELS_PER_TURN / 4)

@@ -1,0 +1,147 @@
+"""The commands of those who collect: what a recording holds, and agents.
+
+Like :mod:`gamengen.commands`, nothing heavy is imported but inside ``run``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from agents.errors import DataError
+
+Json = Annotated[Path | None, tyro.conf.arg(help="write the summary to this file as JSON too")]
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a recording holds: game, episodes, frames, agents, how often each button is held.
+
+    Example: gamengen data info data/center
+    """
+
+    folder: Positional[Path]
+    """The recording."""
+    json: Json = None
+
+    def run(self) -> dict[str, Any]:
+        """Describe the recording."""
+        from recorder.preview import describe_recording
+
+        return asdict(describe_recording(self.folder))
+
+
+@dataclass(frozen=True)
+class DataVerify:
+    """Read every episode whole and name what is damaged; the exit code is not 0 if any is.
+
+    Example: gamengen data verify data/center --repair
+    """
+
+    folder: Positional[Path]
+    """The recording."""
+    repair: bool = False
+    """Move damaged episodes to quarantine/ and remove what a killed recorder left half-written."""
+    json: Json = None
+
+    def run(self) -> dict[str, Any]:
+        """Verify the recording."""
+        from gamengen.cli import write_summary
+        from recorder.verify import verify_recording
+
+        summary = verify_recording(self.folder, self.repair)
+        if summary.bad and not self.repair:
+            if self.json is not None:
+                write_summary(self.json, asdict(summary))
+            named = ", ".join(f"{Path(bad.path).name} ({bad.reason})" for bad in summary.bad[:5])
+            what = f"{len(summary.bad)} of {summary.episodes + len(summary.bad)} episodes are damaged: {named}"
+            raise DataError(what, self.folder, "run it again with --repair to move them away")
+        return asdict(summary)
+
+
+@dataclass(frozen=True)
+class DataPreview:
+    """A contact sheet (preview.png) and a video (preview.mp4) of a recording, held keys drawn in.
+
+    Example: gamengen data preview data/center --out preview
+    """
+
+    folder: Positional[Path]
+    """The recording."""
+    out: Path = Path("preview")
+    """Folder for the two files."""
+    rows: int = 4
+    """Episodes shown."""
+    columns: int = 6
+    """Frames of each on the sheet."""
+    seconds: float = 20.0
+    """Length of the video."""
+    seed: int = 0
+    """Draws episodes and stretches."""
+    json: Json = None
+
+    def run(self) -> dict[str, Any]:
+        """Write the preview."""
+        from recorder.preview import preview_recording
+
+        summary = preview_recording(self.folder, self.out, self.seed, self.rows, self.columns, self.seconds)
+        return asdict(summary)
+
+
+@dataclass(frozen=True)
+class DataExport:
+    """A recording as MP4, NPZ or PNG files, for other programs.
+
+    Example: gamengen data export data/center --out frames --format png
+    """
+
+    folder: Positional[Path]
+    """The recording."""
+    out: Path
+    """A new folder."""
+    format: Literal["mp4", "npz", "png"] = "mp4"
+    """mp4 is slightly lossy; npz and png are lossless."""
+    json: Json = None
+
+    def run(self) -> dict[str, Any]:
+        """Export."""
+        from recorder.export import export_recording
+
+        return asdict(export_recording(self.folder, self.out, self.format))
+
+
+@dataclass(frozen=True)
+class AgentEvaluate:
+    """Let an agent play the real game and tell how well, with 95 % intervals.
+
+    Example: gamengen agent evaluate doom/defend_the_center --agent scripted --episodes 20
+    """
+
+    spec: Positional[str]
+    """The game: doom/<scenario>, doom/freedoom1:E1M1 or gym/<id>."""
+    agent: str = "scripted"
+    """random, scripted or a trained agent's file."""
+    episodes: int = 20
+    """How many to play."""
+    frame_skip: int = 2
+    """Tics a frame."""
+    max_frames: int = 2100
+    """Longest episode."""
+    seed: int = 0
+    """Seed of the first episode."""
+    json: Json = None
+
+    def run(self) -> dict[str, Any]:
+        """Play and sum up."""
+        from agents.evaluate import evaluate_agent
+        from recorder.progress import progress
+
+        with progress(f"{self.agent} plays {self.spec}", self.episodes, "episodes") as show:
+            summary = evaluate_agent(
+                self.agent, self.spec, self.episodes, self.seed, self.frame_skip, self.max_frames, show
+            )
+        return asdict(summary)

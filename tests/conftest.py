@@ -1,0 +1,122 @@
+"""What many tests share: a tiny real recording, a tiny checkpoint made by ``gamengen create``, and made-up ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# Before torch or SDL are imported, here and in every process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    from gamengen.checkpoints import Checkpoint
+    from recorder.recording import Recording
+
+SPEC = "doom/basic"
+FRAMES = 400
+
+
+@pytest.fixture(scope="session")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording of random play: a few episodes of ``doom/basic``, the first of them held out. Do not change it."""
+    from recorder.record import RecordOptions, record_episodes
+
+    folder = tmp_path_factory.mktemp("data") / "recording"
+    record_episodes(RecordOptions(SPEC, folder, FRAMES, agent="random", workers=1))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_work(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where ``gamengen create`` made :func:`tiny`; ``work`` is what it left on the way. Do not change it."""
+    from gamengen.cli import main
+
+    folder = tmp_path_factory.mktemp("tiny")
+    words = ["create", SPEC, "--preset", "tiny", "--from-scratch", "--minutes", "0.2", "--data", str(recording)]
+    words += ["--out", str(folder / "tiny"), "--work", str(folder / "work"), "--json", str(folder / "summary.json")]
+    with pytest.raises(SystemExit) as left:
+        main([*words, "--device", "cpu"])
+    assert left.value.code == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_work: Path) -> Path:
+    """A checkpoint of the preset ``tiny``, trained for seconds. Do not change it."""
+    return tiny_work / "tiny"
+
+
+@pytest.fixture(scope="session")
+def make_recording() -> Callable[..., Recording]:
+    """Makes a recording without a game: moving stripes of another colour in each episode, random keys."""
+    from agents.actions import ActionSet
+    from recorder.episodes import EpisodeWriter
+    from recorder.recording import Recording, RecordingHeader
+
+    def make(
+        folder: Path, lengths: Sequence[int] = (12, 9, 14), height: int = 32, width: int = 48, **changes: Any
+    ) -> Recording:
+        values: dict[str, Any] = {
+            "spec": "gym/stripes", "action_set": ActionSet(("LEFT", "RIGHT")), "height": height, "width": width,
+            "frame_skip": 1, "fps": 30.0, "variable_names": (), "agents": {"random": ""}, "seed": 0, "packages": {},
+        }  # fmt: skip
+        made = Recording.create_or_resume(folder, RecordingHeader(**{**values, **changes}))
+        rng = np.random.default_rng(0)
+        x = np.arange(width)
+        for number, length in enumerate(lengths):
+            seed = made.header.seed + number
+            with EpisodeWriter(made.episode_path(number), height, width, 2, (), seed, "random") as writer:
+                at = 0
+                for _ in range(length):
+                    frame = np.zeros((height, width, 3), np.uint8)
+                    frame[:, (x + at) % 8 < 4] = (40 * number % 256, 200, 255 - 40 * number % 256)
+                    action = rng.permutation([0, 1]).astype(np.float32)
+                    writer.append(frame, action, 0.0, {})
+                    at += int(action[1] - action[0])
+                writer.finish(terminated=False, truncated=True)
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def made_up() -> Callable[..., Checkpoint]:
+    """Makes a checkpoint in memory with random weights, whose next frame depends on everything it is given."""
+    import torch
+
+    from agents.actions import ActionSet
+    from gamengen.autoencoder import Autoencoder, AutoencoderConfig
+    from gamengen.checkpoints import Checkpoint, CheckpointConfig, Spawns
+    from gamengen.denoiser import Denoiser, DenoiserConfig
+    from gamengen.diffusion import SamplerConfig
+
+    def make(height: int = 48, width: int = 80, seed: int = 0, **changes: Any) -> Checkpoint:
+        torch.manual_seed(seed)
+        encoder_config = AutoencoderConfig(8, (16, 16, 16), (0, 0, 1), (1, 0, 1))
+        config = DenoiserConfig(4, 8, 2, (16, 24), (1, 1, 1), (0, 1, 1), 32)
+        values: dict[str, Any] = {
+            "name": "made-up", "spec": "gym/stripes", "preset": "made-up", "action_set": ActionSet(("LEFT", "RIGHT")),
+            "height": height, "width": width, "frame_skip": 1, "fps": 30.0, "autoencoder": encoder_config,
+            "denoiser": config, "sampler": SamplerConfig(), "data": {"seeds": [0, 99], "seed": 0, "frames": 1},
+        }  # fmt: skip
+        autoencoder, denoiser = Autoencoder(encoder_config), Denoiser(config)
+        with torch.no_grad():
+            for model in (autoencoder, denoiser):
+                for name, parameter in model.named_parameters():
+                    if parameter.ndim > 1:
+                        parameter.normal_(std=0.5 / parameter[0].numel() ** 0.5)
+                    if name.startswith("actions."):
+                        parameter.mul_(8)
+            latents = autoencoder.encode(torch.randn(3 * 4, 3, height, width))
+        spawns = Spawns(latents.unflatten(0, (3, 4)).half(), torch.randint(0, 2, (3, 4, 2)).float())
+        made = CheckpointConfig(**{**values, **changes})
+        return Checkpoint(made, autoencoder.eval(), denoiser.eval(), spawns, {"note": "made up"})
+
+    return make
