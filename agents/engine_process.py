@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ENGINE_SECONDS = 60.0  # an engine that is silent for longer hangs: starting one takes 0.2 s, a step 1 ms
+ENGINE_SECONDS = 120.0  # starting takes 0.2 s and a step 1 ms, but a starved machine may need much longer
 OWNER = "GAMENGEN_ENGINE_OWNER"
 PREFIX = "gamengen-doom-"
 INSTANCE_FILE = "instance"

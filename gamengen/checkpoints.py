@@ -111,7 +111,7 @@ def load_checkpoint(name: str | Path | None = None) -> Checkpoint:
     try:
         autoencoder, denoiser = Autoencoder(config.autoencoder), Denoiser(config.denoiser)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        what = f"no model has the sizes in config.json ({str(error)[:80]})"
+        what = f"no model has the sizes in config.json ({' '.join(str(error).split())[:80]})"
         raise CheckpointError(what, folder / "config.json", "restore the file") from error
     _load_model(autoencoder, folder, "autoencoder")
     _load_model(denoiser, folder, "denoiser")
@@ -251,7 +251,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read it ({str(error)[:80]})", path, "restore the file") from error
+        raise CheckpointError(f"cannot read it ({' '.join(str(error).split())[:80]})", path, "restore the file") from error
     if not isinstance(data, dict):
         raise CheckpointError("it is not a JSON object", path, "restore the file")
     return data
@@ -282,7 +282,7 @@ def _load_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
         try:
             tensors.update(load_file(path))
         except (OSError, SafetensorError) as error:
-            what = f"truncated or not safetensors ({str(error)[:80]})"
+            what = f"truncated or not safetensors ({' '.join(str(error).split())[:80]})"
             raise CheckpointError(what, path, "restore the file; pickled weights are never read") from error
     return tensors
 

@@ -96,7 +96,7 @@ def _terminate(signum: int, frame: Any) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", " ".join(message.split()), file=sys.stderr)  # one line, whatever other libraries say
     sys.exit(1)
 
 

@@ -29,6 +29,7 @@ class Play:
     """Play a neural game: a window, or --headless into a video.
 
     Example: gamengen play --steps 2
+
     Example: gamengen play --headless --frames 300 --video play.mp4 --actions random
     """
 
@@ -93,6 +94,7 @@ class Create:
     Killed anywhere and run again, it goes on.
 
     Example: gamengen create doom/basic --minutes 6 --out mygame
+
     Example: gamengen create gym/CartPole-v1 --minutes 30 --out pole
     """
 
@@ -127,7 +129,7 @@ class Create:
     denoiser_minutes: float | None = None
     """Instead of the planned share."""
     decoder_minutes: float | None = None
-    """Instead of the planned share."""
+    """Instead of the planned share; 0 leaves this stage out."""
     seed: int = 0
     """Seed of everything."""
     device: str = "auto"
@@ -263,6 +265,7 @@ class Evaluate:
     """Measure a checkpoint on episodes it never saw, recorded or recorded anew.
 
     Example: gamengen evaluate --record 4000 --out report
+
     Example: gamengen evaluate mygame --data runs/mygame/recording --out report
     """
 

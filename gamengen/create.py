@@ -59,7 +59,7 @@ class CreateOptions:
         frames: frames to record; None plans them by the budget.
         autoencoder_minutes: instead of the planned share.
         denoiser_minutes: instead of the planned share.
-        decoder_minutes: instead of the planned share.
+        decoder_minutes: instead of the planned share; 0 leaves this stage out.
         work: folder for everything on the way; None is ``runs/<name of out>``.
     """
 
@@ -86,7 +86,8 @@ class CreateOptions:
     def __post_init__(self) -> None:
         for name in ("minutes", "autoencoder_minutes", "denoiser_minutes", "decoder_minutes", "frames"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
+            skipped = name == "decoder_minutes" and value == 0
+            if value is not None and not skipped and not 0 < value < float("inf"):
                 flag = f"--{name.replace('_', '-')}"
                 raise OptionError(f"must be more than 0, got {value}", flag, "give a positive number")
         if self.init is not None and self.from_scratch:
@@ -136,8 +137,9 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     minutes = work.remember("denoiser_minutes", _denoiser_minutes(options, plan, work))
     training = TrainOptions(minutes=minutes, adam_lr=5e-4, seed=options.seed)
     denoiser = work.timed("denoiser", lambda: fit_denoiser(stage, autoencoder, latents, training))
-    refining = TrainOptions(minutes=plan.decoder_minutes, muon_lr=0.01, adam_lr=5e-4, seed=options.seed)
-    work.timed("decoder", lambda: refine_decoder(stage, autoencoder, refining))
+    if plan.decoder_minutes > 0:
+        refining = TrainOptions(minutes=plan.decoder_minutes, muon_lr=0.01, adam_lr=5e-4, seed=options.seed)
+        work.timed("decoder", lambda: refine_decoder(stage, autoencoder, refining))
     scope = EvaluateOptions(windows=64, rollouts=4) if minutes < 10 else EvaluateOptions()
     took = {name: round(seconds / 60, 1) for name, seconds in work.stages.items()}
     metrics = work.timed(
@@ -170,7 +172,7 @@ def make_plan(options: CreateOptions, device: str, warm: bool) -> Plan:
         options.autoencoder_minutes or shares[0] * training,
         encode,
         options.denoiser_minutes or shares[1] * training,
-        options.decoder_minutes or shares[2] * training,
+        options.decoder_minutes if options.decoder_minutes is not None else shares[2] * training,
         evaluate,
     )
 

@@ -16,7 +16,7 @@ from gamengen.autoencoder import normalise
 from gamengen.denoiser import Denoiser
 
 SIGMA_MEAN, SIGMA_STD = 0.3, 1.2
-PURE_NOISE_SHARE = 0.15  # of training samples: the first sampling step always starts there
+PURE_NOISE_SHARE = 0.25  # of training samples: the first sampling step always starts there
 CONTEXT_NOISE_MAX = 0.6
 LARGEST_SEED = 2**31 - 1
 
@@ -48,6 +48,7 @@ def denoising_loss(
     actions: torch.Tensor,
     target: torch.Tensor,
     generator: torch.Generator,
+    metric: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Weighted squared error of the predicted next latent, one value a sample (B,).
 
@@ -57,6 +58,8 @@ def denoising_loss(
         actions: (B, K, A).
         target: next latent (B, C, h, w).
         generator: the only source of randomness.
+        metric: (C, C), applied to the channels of the error before it is squared; see
+            :func:`gamengen.train_denoiser.visible_metric`.
     """
     batch, device = len(target), target.device
 
@@ -72,8 +75,10 @@ def denoising_loss(
     noised = context + level[:, None, None, None, None] * randn(context)
     at = sigma[:, None, None, None]
     predicted = denoiser((1 - at) * target + at * randn(target), sigma, noised, actions, level)
-    error = (predicted.float() - target).square().mean(dim=(1, 2, 3))
-    return error / (sigma.square() + 0.05)
+    error = predicted.float() - target
+    if metric is not None:
+        error = torch.einsum("dc,bchw->bdhw", metric, error)
+    return error.square().mean(dim=(1, 2, 3)) / (sigma.square() + 0.05)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from agents.errors import DataError
 from gamengen.autoencoder import Autoencoder
@@ -19,6 +20,9 @@ UNROLL_START = 0.6  # share of the budget after which training also follows the 
 UNROLL_SHARE = 0.375  # of the batch
 UNROLL_FRAMES = 6  # at most
 HELD_OUT_WINDOWS = 48
+VISIBLE_PIXELS = 8
+NUDGE = 0.2  # of a latent channel, whose RMS is 1
+PLAIN_SHARE = 0.3
 ROLLOUT_FRAMES = 32
 
 
@@ -48,6 +52,7 @@ class DenoiserTask:
         self._denoiser, self._autoencoder = model, autoencoder
         self._train, self._held_out = train.to(self._device), held_out
         self._seed, self._batch = seed, batch
+        self._metric = visible_metric(autoencoder, self._train.latents, seed)
         self._window = model.config.context + 1
         longest = max(train.lengths)
         # Short episodes leave less room for the unroll, and some leave none.
@@ -70,8 +75,8 @@ class DenoiserTask:
             starts = self._unroll_starts[rng.integers(len(self._unroll_starts), size=unrolled)]
             own = self._follow(*gather_windows(self._train, starts, self._window + frames), frames, generator)
             latents, actions = torch.cat([latents, own[0]]), torch.cat([actions, own[1]])
-        loss = denoising_loss(self._denoiser, latents[:, :-1], actions[:, :-1], latents[:, -1], generator)
-        return loss.mean()
+        context, held, target = latents[:, :-1], actions[:, :-1], latents[:, -1]
+        return denoising_loss(self._denoiser, context, held, target, generator, self._metric).mean()
 
     def _follow(
         self, latents: torch.Tensor, actions: torch.Tensor, frames: int, generator: torch.Generator
@@ -121,3 +126,29 @@ class DenoiserTask:
 
     def _frames(self, latents: torch.Tensor) -> torch.Tensor:
         return torch.cat([self._autoencoder.decode_frames(part) for part in latents.split(8)]).cpu()
+
+
+@torch.no_grad()
+def visible_metric(autoencoder: Autoencoder, latents: torch.Tensor, seed: int) -> torch.Tensor:
+    """A square root of how much an error in each latent direction shows from afar, (C, C).
+
+    Most directions of a latent hold fine texture, which cannot be predicted exactly; a few hold what a
+    player sees at a glance: monsters, flashes, lines. The decoder is nudged in each channel, and what
+    that changes after averaging over 8x8 pixels is counted; the plain squared error keeps a share of
+    0.3. Scaled to trace C, so that the loss keeps its size.
+    """
+    channels = latents.shape[1]
+    picks = np.random.default_rng(seed).integers(len(latents), size=4)
+    base = latents[torch.from_numpy(picks).to(latents.device)].float()
+    pictures = []
+    still = autoencoder.decode(base)
+    for channel in range(channels):
+        nudged = base.clone()
+        nudged[:, channel, 1::4, 2::4] += NUDGE  # far apart, so that the changes do not overlap
+        pictures.append(F.avg_pool2d((autoencoder.decode(nudged) - still).float(), VISIBLE_PIXELS).flatten())
+    change = torch.stack(pictures)
+    gram = change @ change.T
+    plain = torch.eye(channels, device=gram.device)
+    total = PLAIN_SHARE * plain + (1 - PLAIN_SHARE) * gram * channels / gram.trace().clamp(min=1e-12)
+    values, vectors = torch.linalg.eigh(total)
+    return (vectors * values.clamp(min=0).sqrt()).T.contiguous()

@@ -108,7 +108,7 @@ class Trainer:
 
         model = self.task.model.train()
         losses: list[float] = []
-        with SummaryWriter(str(self.folder)) as board, progress(f"training {self.task.name}", 1.0) as show:
+        with SummaryWriter(str(self.folder)) as board, progress(f"training {self.task.name}", 100, "%") as show:
             saved = evaluated = time.monotonic()
             while self.done < 1:
                 began = time.monotonic()
@@ -130,7 +130,7 @@ class Trainer:
                     note = (
                         f"step {self.step}, loss {np.mean(losses[-100:]):.4f}, {self.step / self.seconds:.1f} steps/s"
                     )
-                    show(self.done, note)
+                    show(100 * self.done, note)
                 if now - evaluated > self.options.evaluate_seconds and self.done < 1:
                     self._evaluate(board)
                     evaluated = time.monotonic()
@@ -139,7 +139,7 @@ class Trainer:
                     saved = time.monotonic()
             self._save()
             figures = self._evaluate(board)
-            show(1.0, "")
+            show(100, "")
         model.load_state_dict(self.average)
         model.eval()
         self._finish()
@@ -217,7 +217,7 @@ class Trainer:
         except CheckpointError:
             raise
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError) as error:
-            what = f"the training state is damaged or of another shape ({str(error)[:80]})"
+            what = f"the training state is damaged or of another shape ({' '.join(str(error).split())[:80]})"
             raise CheckpointError(what, self._state_path, remedy) from error
         except Exception as error:  # pickle.UnpicklingError: not a state that weights_only admits
             raise CheckpointError("the training state is not one of ours", self._state_path, remedy) from error
@@ -244,7 +244,7 @@ def load_finished(model: nn.Module, folder: Path, options: TrainOptions | None) 
                 return False
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
-        what = f"the trained weights are damaged or of other sizes ({str(error)[:80]})"
+        what = f"the trained weights are damaged or of other sizes ({' '.join(str(error).split())[:80]})"
         raise CheckpointError(what, path, "delete the file to go on from the training state") from error
     return True
 

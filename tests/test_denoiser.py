@@ -97,7 +97,7 @@ def test_overfits_one_batch_and_learns_the_last_action() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert sum(losses[-10:]) < 0.2 * sum(losses[:10])
 
     noise = torch.randn(1, 1, 4, 4, 6).expand(1, 2, 4, 4, 6)  # the same for both

@@ -173,24 +173,23 @@ def test_engine_that_hangs_is_closed(environment: DoomEnvironment) -> None:
     assert pid not in engine_process._engine_pids()
 
 
-# A map that is not there: ViZDoom waits for ever for the engine. Our patience ends when it waits.
+# Plays with an engine that stops as soon as it starts; our patience ends when it is there.
 HANGING = """
-import os, threading, time
+import os, sys, threading
 from agents import engine_process
 from agents.errors import EngineError
 from agents.environments import make_environment
 
 def lose_patience():
-    mine = lambda pid: engine_process._owner_name(pid).split("-")[2:3] == [str(os.getpid())]
     while not engines:
+        mine = lambda pid: engine_process._owner_name(pid).split("-")[2:3] == [str(os.getpid())]
         engines.extend(filter(mine, engine_process._engine_pids()))
-    time.sleep(1)
     engine_process.ENGINE_SECONDS = 1.0
 
 engines = []
-environment = make_environment("doom/freedoom2:MAP01")
+environment = make_environment("doom/basic")
 configure = environment._configure
-environment._configure = lambda game: (configure(game), game.set_doom_map("NOPE"))
+environment._configure = lambda game: (configure(game), game.set_vizdoom_path(sys.argv[1]))
 threading.Thread(target=lose_patience).start()
 try:
     environment.reset(seed=5)
@@ -204,13 +203,20 @@ print(*engines, engine_process._instance(*engines))
 
 
 def test_engine_that_hangs_at_the_start_is_an_error(tmp_path: Path) -> None:
+    engine = tmp_path / "engine" / "vizdoom"
+    engine.parent.mkdir()
+    engine.write_text("#!/bin/sh\nkill -STOP $$\n")
+    engine.chmod(0o755)
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run([sys.executable, "-c", HANGING], cwd=tmp_path, env=environ, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    error, last = ended.stdout.splitlines()
-    assert "did not answer" in error
-    engine, instance = last.split()
-    _wait(lambda: int(engine) not in engine_process._engine_pids())
+    command = [sys.executable, "-c", HANGING, str(engine)]
+    with (tmp_path / "said").open("w+") as said:  # not a pipe: the engine would hold it open
+        code = subprocess.run(command, cwd=tmp_path, env=environ, stdout=said, stderr=said).returncode
+        said.seek(0)
+        lines = said.read().splitlines()
+    assert code == 0, lines
+    assert "did not answer" in lines[0]
+    pid, instance = lines[1].split()
+    _wait(lambda: int(pid) not in engine_process._engine_pids())
     _wait(lambda: not list(Path("/dev/shm").glob(f"ViZDoom*{instance}")))
 
 

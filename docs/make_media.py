@@ -1,0 +1,49 @@
+"""Make the README's pictures from the shipped checkpoint: ``python docs/make_media.py``.
+
+``media/play.gif`` is free play under a fixed script of keys; ``media/long_play.png`` shows every 32nd frame of
+512 frames of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from engine.game import NeuralGame
+from recorder.pictures import contact_sheet, draw_held_keys, save_png
+
+MEDIA = Path(__file__).parent / "media"
+# What is held, and for how many frames: looks around, fires, changes its mind.
+KEYS = (
+    ("TURN_LEFT", 12), ("", 4), ("ATTACK", 6), ("", 8), ("TURN_RIGHT", 18), ("TURN_RIGHT ATTACK", 5), ("", 6),
+    ("ATTACK", 4), ("TURN_LEFT", 26), ("", 10), ("TURN_LEFT ATTACK", 4), ("TURN_RIGHT", 9), ("ATTACK", 5), ("", 11),
+)  # fmt: skip
+FRAMES = 512
+GIF_FRAMES = 128
+GIF_SKIP = 2
+SHEET_EVERY = 32
+
+
+def main() -> None:
+    """Play and write the pictures."""
+    game = NeuralGame(seed=1)
+    game.reset(0)
+    script = itertools.cycle(keys.split() for keys, count in KEYS for _ in range(count))
+    frames = []
+    for _, held in zip(range(FRAMES), script, strict=False):
+        action = game.action_set.encode(held)
+        frames.append(draw_held_keys(game.step(action), game.action_set, action))
+    MEDIA.mkdir(exist_ok=True)
+    shown = [Image.fromarray(frame).quantize(128) for frame in frames[:GIF_FRAMES:GIF_SKIP]]
+    pause = round(1000 * GIF_SKIP / game.fps)
+    shown[0].save(MEDIA / "play.gif", save_all=True, append_images=shown[1:], duration=pause, loop=0, optimize=True)
+    rows = np.stack(frames[SHEET_EVERY - 1 :: SHEET_EVERY]).reshape(-1, 4, *frames[0].shape)
+    labels = [f"frames {1 + 4 * SHEET_EVERY * i} to {4 * SHEET_EVERY * (i + 1)}" for i in range(len(rows))]
+    save_png(MEDIA / "long_play.png", contact_sheet(list(rows), labels=labels))
+
+
+if __name__ == "__main__":
+    main()
