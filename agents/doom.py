@@ -153,6 +153,7 @@ class DoomEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def _start(self, seed: int | None) -> None:
         game = vzd.DoomGame()
+        game.set_vizdoom_path(vzd.exe_path)  # by itself it would prefer a file of that name in the user's folder
         self._configure(game)
         self._engine = EngineProcess()
         # The engine writes its settings file on exit: not into the user's folder.

@@ -12,11 +12,13 @@ All of this reads ``/proc`` and is for Linux; elsewhere ViZDoom's own clean-up h
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -25,6 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ENGINE_SECONDS = 120.0  # starting takes 0.2 s and a step 1 ms, but a starved machine may need much longer
+CLONE_FS = 0x200  # linux/sched.h: what a thread shares with its process, the working folder among it
 OWNER = "GAMENGEN_ENGINE_OWNER"
 PREFIX = "gamengen-doom-"
 INSTANCE_FILE = "instance"
@@ -62,7 +65,8 @@ class EngineProcess:
 
         def run() -> None:
             try:
-                init()
+                with _working_folder(self.folder):
+                    init()
             except BaseException as error:  # told to the waiting thread, whatever it is
                 failures.append(error)
             finally:
@@ -80,9 +84,6 @@ class EngineProcess:
             finally:
                 del os.environ[OWNER]
                 self._find()
-                # The engine makes an empty folder of this name where it is started.
-                with contextlib.suppress(OSError):
-                    Path("_vizdoom").rmdir()
                 if self.timed_out:
                     self._leave_behind()
         if self.timed_out:
@@ -193,6 +194,22 @@ class _Watchdog:
 
 
 _watchdog = _Watchdog()
+
+
+@contextlib.contextmanager
+def _working_folder(folder: Path) -> Iterator[None]:
+    """Work in ``folder``: the engine makes a folder of its own where it is started, and dies where it cannot.
+
+    On Linux this thread, and the engine, leave the rest of the process where it is.
+    """
+    before = Path.cwd()
+    if sys.platform == "linux":  # in some containers it is forbidden, then for a moment all threads move
+        ctypes.CDLL(None).unshare(CLONE_FS)
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _pause() -> float:

@@ -31,7 +31,9 @@ class GymEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
             self._env = gymnasium.make(name, render_mode="rgb_array")
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             first_line = str(error).strip().split("\n")[0]
-            raise SpecError(f"cannot make the environment ({first_line})", name, "check its id and its package") from error
+            raise SpecError(
+                f"cannot make the environment ({first_line})", name, "check its id and its package"
+            ) from error
         self.spec_name = f"gym/{name}"
         self.frame_skip = frame_skip
         self.fps = float(self._env.metadata.get("render_fps", DEFAULT_FPS)) / frame_skip

@@ -1,4 +1,4 @@
-"""A scripted Doom player: wanders, avoids walls, fetches items, aims and fires.
+"""A scripted Doom player: wanders, avoids walls, fetches items, aims, fires and dodges.
 
 It reads ViZDoom's label and depth buffers, so it plays any bundled scenario without training, with
 whatever buttons that scenario has.
@@ -6,6 +6,9 @@ whatever buttons that scenario has.
 
 from __future__ import annotations
 
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +16,19 @@ import numpy as np
 from agents.actions import ActionSet
 
 TICS_PER_SECOND = 35
+ENEMIES = frozenset({"Monster", "Player"})  # ViZDoom's own categories; the player himself is "Self"
 GOODS = frozenset({"Health", "Armor", "Ammo", "Weapon", "Powerup", "Key", "Item"})
-BAD_GOODS = frozenset({"Poison"})
+POISON = "Poison"  # an object of category Health that hurts
 NEAR = 8  # depth buffer units (0-255) at which a wall is in the way
 STUCK_UNITS = 4.0  # map units a walking player moves at least in the time below
 STUCK_SECONDS = 0.4
+CHASE_SECONDS = 6.0  # an item not reached by then is out of reach, or of no use
+SWITCH_SECONDS = 1.5  # until a weapon asked for is in the hand
+BLIND_SECONDS = 1.0  # without an enemy in sight, one who cannot turn begins to fire at nothing
+MISSILE_UNITS = {5: 20.0, 6: 25.0}  # weapon slot: map units a tic that its missile flies
+TRIGGER_TICS = 8  # from the trigger to the rocket's flight
+PLAYER_RADIUS = 16.0
+DODGE_TICS = 60  # a missile that is further away is no concern yet
 
 
 class ScriptedAgent:
@@ -29,6 +40,7 @@ class ScriptedAgent:
     def __init__(self, action_set: ActionSet, frame_skip: int = 2) -> None:
         self._actions = action_set
         self._seconds_per_frame = frame_skip / TICS_PER_SECOND
+        self._tics_per_frame = frame_skip
         self.reset(0)
 
     def reset(self, seed: int) -> None:
@@ -45,22 +57,45 @@ class ScriptedAgent:
         self._escape_left = 0.0
         self._still = 0.0
         self._last_position = np.full(2, np.nan)
+        self._agility = self._rng.uniform(0.0, 0.4)
+        self._rushes = self._rng.random() < 0.3
+        self._weapons = [*map(int, self._rng.permutation([3, 4, 5, 6])), 2]
+        self._switch_left = 0.0
+        self._blind = 0.0
+        self._chased: dict[int, float] = {}
+        self._tracks: dict[int, deque[tuple[float, float]]] = {}
 
     def act(self, frame: np.ndarray, info: dict[str, Any]) -> np.ndarray:
         """The action (A,) to hold now."""
-        labels, depth = info.get("labels"), info.get("depth")
-        held = self._escape_a_corner(info["variables"]) or self._follow_a_whim()
+        variables, labels = info["variables"], info.get("labels") or []
+        stuck = self._is_stuck(variables)
+        held = self._escape_a_corner(stuck) or self._follow_a_whim()
         if not held:
-            width = frame.shape[1]
-            enemy = _nearest(labels or [], _is_enemy)
-            goods = _nearest(labels or [], _is_goods)
-            if enemy is not None:
-                held = self._fight(enemy, width)
-            elif goods is not None and self._can("MOVE_FORWARD"):
-                held = [*self._face(goods, width), "MOVE_FORWARD"]
-            else:
-                held = self._wander(depth)
+            held = self._play(labels, info.get("depth"), variables, frame.shape[1], stuck)
+            held += self._draw_a_weapon(variables)
         return self._actions.encode(dict.fromkeys(name for name in held if self._can(name)))
+
+    def _play(
+        self, labels: Sequence[Any], depth: Any, variables: dict[str, float], width: int, stuck: bool
+    ) -> list[str]:
+        enemy = _nearest(labels, lambda label: label.object_category in ENEMIES)
+        goods = _nearest(labels, lambda label: self._wants(label, variables))
+        self._blind = 0.0 if enemy is not None else self._blind + self._seconds_per_frame
+        dodge = self._dodge(labels, variables)
+        if self._rushes and goods is not None and self._can("MOVE_FORWARD"):
+            held = self._fetch(goods, labels, width)
+            if enemy is not None and self._is_on_target(enemy, _middle(enemy), width):
+                held.append("ATTACK")
+        elif enemy is not None and (self._can("ATTACK") or not dodge):
+            held = self._fight(enemy, variables, width)
+        elif goods is not None and self._can("MOVE_FORWARD"):
+            held = self._fetch(goods, labels, width)
+        elif dodge:
+            held = []
+        else:
+            held = self._wander(depth, stuck)
+            held += self._shun_poison(labels, width)
+        return [*(name for name in held if name not in ("MOVE_LEFT", "MOVE_RIGHT")), dodge] if dodge else held
 
     def _can(self, name: str) -> bool:
         return name in self._actions.buttons
@@ -76,36 +111,105 @@ class ScriptedAgent:
             self._whim_left = float(self._rng.uniform(0.1, 0.7))
         return []
 
-    def _fight(self, enemy: Any, width: int) -> list[str]:
-        held = self._face(enemy, width)
-        off = abs(enemy.x + enemy.width / 2 - width / 2)
-        # Shots that just miss are wanted too, so the tolerance is wider than the monster.
-        on_target = off < max(enemy.width * 0.5, width * 0.02) * (1.6 - self._steadiness)
-        if on_target and self._rng.random() < self._trigger:
+    def _fight(self, enemy: Any, variables: dict[str, float], width: int) -> list[str]:
+        aim = self._aim(enemy, variables, width)
+        held = self._face(aim, width)
+        if self._is_on_target(enemy, aim, width) and self._rng.random() < self._trigger:
             held.append("ATTACK")
         if self._can("MOVE_FORWARD") and enemy.height < 60:
             held.append("MOVE_FORWARD")
-        elif self._rng.random() < 0.5:
+        elif self._rng.random() < self._agility and self._can("TURN_LEFT"):
             held.append("MOVE_LEFT" if self._wander_turn == "TURN_LEFT" else "MOVE_RIGHT")
         return held
 
-    def _face(self, thing: Any, width: int) -> list[str]:
-        off = thing.x + thing.width / 2 - width / 2
+    def _is_on_target(self, enemy: Any, aim: float, width: int) -> bool:
+        # Shots that just miss are wanted too, so the tolerance is wider than the monster.
+        return abs(aim - width / 2) < max(enemy.width * 0.5, width * 0.02) * (1.6 - self._steadiness)
+
+    def _aim(self, enemy: Any, variables: dict[str, float], width: int) -> float:
+        """Where on screen to aim (pixels from the left): ahead of the enemy with a weapon that fires missiles."""
+        track = self._tracks.setdefault(enemy.object_id, deque(maxlen=8))
+        track.append((enemy.object_position_x, enemy.object_position_y))
+        speed = MISSILE_UNITS.get(int(variables.get("SELECTED_WEAPON", 0)))
+        if speed is None or len(track) < 4:
+            return _middle(enemy)
+        tics = (len(track) - 1) * self._tics_per_frame
+        velocity = (np.array(track[-1]) - np.array(track[0])) / tics
+        place = np.array([variables["POSITION_X"], variables["POSITION_Y"]])
+        away = np.array(track[-1]) - place
+        for _ in range(2):  # the flight takes the longer, the further the enemy gets
+            away = np.array(track[-1]) - place + velocity * (TRIGGER_TICS + np.linalg.norm(away) / speed)
+        left = math.remainder(math.atan2(away[1], away[0]) - math.radians(variables["ANGLE"]), math.tau)
+        return width / 2 * (1 - math.tan(max(-1.2, min(1.2, left))))  # the picture spans 90 degrees
+
+    def _face(self, x: float, width: int) -> list[str]:
+        off = x - width / 2
         if abs(off) < width * 0.015 or self._rng.random() > self._steadiness:
             return []
         if self._can("TURN_LEFT"):
             return ["TURN_LEFT" if off < 0 else "TURN_RIGHT"]
         return ["MOVE_LEFT" if off < 0 else "MOVE_RIGHT"]
 
-    def _wander(self, depth: np.ndarray | None) -> list[str]:
+    def _wants(self, label: Any, variables: dict[str, float]) -> bool:
+        category, name = label.object_category, label.object_name
+        if category not in GOODS or POISON in name or self._chased.get(label.object_id, 0) > CHASE_SECONDS:
+            return False
+        if category == "Health" and "Bonus" not in name:
+            return variables.get("HEALTH", 0) < 100
+        if category == "Armor" and "Bonus" not in name:
+            return variables.get("ARMOR", 0) < 100
+        return True
+
+    def _fetch(self, goods: Any, labels: Sequence[Any], width: int) -> list[str]:
+        self._chased[goods.object_id] = self._chased.get(goods.object_id, 0) + self._seconds_per_frame
+        shun = self._shun_poison([label for label in labels if label.height >= goods.height], width)
+        return [*(shun or self._face(_middle(goods), width)), "MOVE_FORWARD"]
+
+    def _shun_poison(self, labels: Sequence[Any], width: int) -> list[str]:
+        poison = _nearest(labels, lambda label: POISON in label.object_name)
+        if poison is None or poison.height < 12 or abs(_middle(poison) - width / 2) > poison.width / 2 + width * 0.12:
+            return []
+        return ["TURN_LEFT" if _middle(poison) > width / 2 else "TURN_RIGHT"]
+
+    def _dodge(self, labels: Sequence[Any], variables: dict[str, float]) -> str:
+        """Which way to step aside of the missile that hits first, or ""."""
+        if not self._can("MOVE_LEFT"):
+            return ""
+        angle = math.radians(variables.get("ANGLE", 0))
+        first, way = float(DODGE_TICS), ""
+        for label in labels:
+            vx, vy = label.object_velocity_x, label.object_velocity_y
+            x = label.object_position_x - variables.get("POSITION_X", math.nan)
+            y = label.object_position_y - variables.get("POSITION_Y", math.nan)
+            speed = math.hypot(vx, vy)
+            if label.object_category != "Explosive" or speed < 5:
+                continue
+            tics = -(x * vx + y * vy) / speed**2
+            # How far to our left it passes, at its nearest.
+            left = -(x + vx * tics) * math.sin(angle) + (y + vy * tics) * math.cos(angle)
+            if 0 < tics < first and abs(left) < 3 * PLAYER_RADIUS:
+                first, way = tics, "MOVE_RIGHT" if left > 0 else "MOVE_LEFT"
+        return way if self._rng.random() < self._steadiness else ""
+
+    def _draw_a_weapon(self, variables: dict[str, float]) -> list[str]:
+        """Press the key of the favourite weapon that is loaded, unless it is in the hand."""
+        self._switch_left -= self._seconds_per_frame
+        for slot in self._weapons:
+            if variables.get(f"WEAPON{slot}", 0) > 0 and variables.get(f"AMMO{slot}", 0) > 0:
+                if slot == variables.get("SELECTED_WEAPON") or self._switch_left > 0:
+                    return []
+                self._switch_left = SWITCH_SECONDS
+                return [f"SELECT_WEAPON{slot}"]
+        return []
+
+    def _wander(self, depth: np.ndarray | None, stuck: bool) -> list[str]:
         self._wander_left -= self._seconds_per_frame
         if self._wander_left <= 0:
             self._wander_left = float(self._rng.uniform(0.5, 4.0))
             if self._rng.random() < 0.5:
-                self._wander_turn = "TURN_RIGHT" if self._wander_turn == "TURN_LEFT" else "TURN_LEFT"
-        sideways = self._wander_turn.replace("TURN", "MOVE")
+                self._turn_about()
         if not self._can("MOVE_FORWARD"):
-            return [self._wander_turn if self._can("TURN_LEFT") else sideways]
+            return self._sweep(stuck)
         if depth is None:
             return ["MOVE_FORWARD", *([self._wander_turn] if self._rng.random() < 0.2 else [])]
         row = depth[int(depth.shape[0] * 0.45) : int(depth.shape[0] * 0.6)].min(0).astype(float)
@@ -122,20 +226,38 @@ class ScriptedAgent:
             held.append(self._wander_turn)
         return held
 
-    def _escape_a_corner(self, variables: dict[str, float]) -> list[str]:
-        """Walked but did not move: back off and turn for a moment."""
-        self._escape_left -= self._seconds_per_frame
-        if self._escape_left > 0:
-            return self._escape
+    def _sweep(self, stuck: bool) -> list[str]:
+        """Look around from the spot, or step from wall to wall where one cannot turn."""
+        if self._can("TURN_LEFT"):
+            return [self._wander_turn]
+        if stuck:
+            self._turn_about()
+        blind = self._blind > BLIND_SECONDS and self._rng.random() < self._trigger
+        return [self._wander_turn.replace("TURN", "MOVE"), *(["ATTACK"] if blind else [])]
+
+    def _turn_about(self) -> None:
+        self._wander_turn = "TURN_RIGHT" if self._wander_turn == "TURN_LEFT" else "TURN_LEFT"
+
+    def _is_stuck(self, variables: dict[str, float]) -> bool:
+        """Whether the player has not moved for a moment."""
         position = np.array([variables.get("POSITION_X", np.nan), variables.get("POSITION_Y", np.nan)])
         moved = float(np.abs(position - self._last_position).sum())
         self._last_position = position
-        if not self._can("MOVE_FORWARD") or not moved < STUCK_UNITS * self._seconds_per_frame / STUCK_SECONDS:
+        if not moved < STUCK_UNITS * self._seconds_per_frame / STUCK_SECONDS:
             self._still = 0.0
-            return []
+            return False
         self._still += self._seconds_per_frame
-        if self._still > STUCK_SECONDS:
-            self._still = 0.0
+        if self._still <= STUCK_SECONDS:
+            return False
+        self._still = 0.0
+        return True
+
+    def _escape_a_corner(self, stuck: bool) -> list[str]:
+        """Back off and turn for a moment."""
+        self._escape_left -= self._seconds_per_frame
+        if self._escape_left > 0:
+            return self._escape
+        if stuck and self._can("MOVE_FORWARD"):
             self._escape = ["MOVE_BACKWARD", str(self._rng.choice(["TURN_LEFT", "TURN_RIGHT"]))]
             if self._rng.random() < 0.5:
                 self._escape.append("USE")
@@ -143,15 +265,11 @@ class ScriptedAgent:
         return []
 
 
-def _is_enemy(label: Any) -> bool:
-    return label.object_category in ("Monster", "Monsters", "Player", "Players")
+def _middle(label: Any) -> float:
+    return label.x + label.width / 2
 
 
-def _is_goods(label: Any) -> bool:
-    return label.object_category in GOODS and not any(bad in label.object_name for bad in BAD_GOODS)
-
-
-def _nearest(labels: Any, wanted: Any) -> Any | None:
+def _nearest(labels: Sequence[Any], wanted: Callable[[Any], bool]) -> Any | None:
     """The largest wanted thing on screen, which is the nearest of its kind."""
     found = [label for label in labels if wanted(label) and label.width * label.height >= 12]
     return max(found, key=lambda label: label.height, default=None)

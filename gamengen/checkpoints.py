@@ -1,7 +1,8 @@
 """Checkpoints: everything that a neural game needs, in a folder that is safe to load.
 
 ``config.json``, ``autoencoder.safetensors``, ``denoiser.safetensors``, ``spawns.safetensors``,
-``metrics.json`` and ``README.md``. Weights are float16 in files of at most 16 MiB (larger models are
+``metrics.json`` and ``README.md``. Spawns are stored as bytes, weights as float16, in files of at most 16 MiB
+(larger models are
 sharded with an index, as is usual). Loading is strict and runs no pickle.
 """
 
@@ -122,12 +123,14 @@ def load_checkpoint(name: str | Path | None = None) -> Checkpoint:
         "latents": (count, context, channels, config.height // FACTOR, config.width // FACTOR),
         "actions": (count, context, config.action_set.size),
     }
-    if not count or {name: tuple(value.shape) for name, value in tensors.items()} != shapes:
+    fits = {name: tuple(value.shape) for name, value in tensors.items()} == shapes
+    if not count or not fits or tensors["latents"].dtype != torch.int8:
         path = folder / "spawns.safetensors"
         raise CheckpointError("the stored starts do not fit the model", path, "restore the file")
     metrics_path = folder / "metrics.json"
     metrics = _read_json(metrics_path) if metrics_path.is_file() else {}
-    return Checkpoint(config, autoencoder.eval(), denoiser.eval(), Spawns(**tensors), metrics)
+    spawns = Spawns(tensors["latents"].half() * _spawn_unit(channels), tensors["actions"])
+    return Checkpoint(config, autoencoder.eval(), denoiser.eval(), spawns, metrics)
 
 
 def read_config(folder: Path) -> CheckpointConfig:
@@ -194,12 +197,12 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, card: str) -> None:
         for name, model in (("autoencoder", checkpoint.autoencoder), ("denoiser", checkpoint.denoiser)):
             half = {key: value.detach().half().cpu().contiguous() for key, value in model.state_dict().items()}
             _save_tensors(half, partial, name)
-        spawns = checkpoint.spawns
-        _save_tensors(
-            {"latents": spawns.latents.half().contiguous(), "actions": spawns.actions.float().contiguous()},
-            partial,
-            "spawns",
-        )
+        latents = checkpoint.spawns.latents.float() / _spawn_unit(checkpoint.config.denoiser.channels)
+        spawns = {
+            "latents": latents.round().clamp(-127, 127).to(torch.int8).contiguous(),
+            "actions": checkpoint.spawns.actions.float().contiguous(),
+        }
+        _save_tensors(spawns, partial, "spawns")
         if folder.is_dir():  # at every moment one of the two is whole
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
@@ -208,6 +211,11 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, card: str) -> None:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"cannot write the checkpoint ({error})", folder, "free some space") from error
+
+
+def _spawn_unit(channels: int) -> float:
+    """One step of the bytes in which spawns are stored: a latent of RMS 1 is at most sqrt(C) in any channel."""
+    return float(channels**0.5 / 127)
 
 
 def check_writable(folder: Path) -> None:
@@ -251,7 +259,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read it ({' '.join(str(error).split())[:80]})", path, "restore the file") from error
+        raise CheckpointError(
+            f"cannot read it ({' '.join(str(error).split())[:80]})", path, "restore the file"
+        ) from error
     if not isinstance(data, dict):
         raise CheckpointError("it is not a JSON object", path, "restore the file")
     return data

@@ -123,6 +123,7 @@ def _plain(value: Any) -> str:
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Write a command's summary as JSON, whole or not at all."""
     from recorder.recording import write_json
 
     path.parent.mkdir(parents=True, exist_ok=True)

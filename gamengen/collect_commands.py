@@ -5,14 +5,18 @@ Like :mod:`gamengen.commands`, nothing heavy is imported but inside ``run``.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
 
 from agents.errors import DataError
+
+if TYPE_CHECKING:
+    from recorder.record import StreamRecorder
 
 Json = Annotated[Path | None, tyro.conf.arg(help="write the summary to this file as JSON too")]
 
@@ -112,6 +116,73 @@ class DataExport:
         from recorder.export import export_recording
 
         return asdict(export_recording(self.folder, self.out, self.format))
+
+
+@dataclass(frozen=True)
+class AgentTrain:
+    """Train a PPO agent as in the GameNGen paper; an agent that exists at --out goes on.
+
+    Example: gamengen agent train doom/defend_the_center --steps 200000 --out agent.safetensors --record data/ppo
+    """
+
+    spec: Positional[str]
+    """The game: doom/<scenario>, doom/freedoom1:E1M1 or gym/<id>."""
+    out: Path
+    """The agent's file."""
+    steps: int = 1_000_000
+    """Decisions in all."""
+    environments: int = 8
+    """Games played side by side."""
+    hold: int = 2
+    """Frames that a decision is held."""
+    frame_skip: int = 2
+    """Tics a frame."""
+    max_frames: int = 2100
+    """Longest episode."""
+    n_steps: int = 512
+    """Decisions of each game between updates."""
+    batch_size: int = 64
+    """Samples of a gradient step."""
+    epochs: int = 10
+    """Passes over each update's samples."""
+    learning_rate: float = 1e-4
+    """Of Adam."""
+    entropy: float = 0.1
+    """Weight of the entropy bonus."""
+    seed: int = 0
+    """Seed of weights and games."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto, cpu or cuda."""
+    record: Path | None = None
+    """Record all that is played, from no skill to full skill, into this folder."""
+    json: Json = None
+
+    def run(self) -> dict[str, Any]:
+        """Train."""
+        from agents.ppo import PPOOptions, train_ppo
+        from recorder.progress import progress
+
+        skipped = ("json", "record")
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in skipped}
+        options = PPOOptions(**values)
+        with contextlib.ExitStack() as stack:
+            listener = None if self.record is None else stack.enter_context(self._recorder(self.record))
+            show = stack.enter_context(progress(f"training on {self.spec}", self.steps, "decisions"))
+            summary = asdict(train_ppo(options, listener, show))
+        return {**summary, "recorded_frames": listener.frames if listener is not None else 0}
+
+    def _recorder(self, folder: Path) -> StreamRecorder:
+        from agents.environments import FRAME_HEIGHT, FRAME_WIDTH, make_environment
+        from recorder.record import StreamRecorder
+        from recorder.recording import Recording, RecordingHeader
+
+        environment: Any = make_environment(self.spec, frame_skip=self.frame_skip)
+        try:
+            header = RecordingHeader.of(environment, FRAME_HEIGHT, FRAME_WIDTH, {"ppo in training": ""}, self.seed)
+        finally:
+            environment.close()
+        recording = Recording.create_or_resume(folder, header)
+        return StreamRecorder(recording, self.environments, self.seed, "ppo in training")
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,28 @@ import tyro
 from tyro.conf import Positional
 
 from agents.errors import OptionError
-from gamengen.collect_commands import AgentEvaluate, DataExport, DataInfo, DataPreview, DataVerify
+from gamengen.collect_commands import AgentEvaluate, AgentTrain, DataExport, DataInfo, DataPreview, DataVerify
 
 if TYPE_CHECKING:
     from engine.frame_times import PlaySummary
     from engine.game import NeuralGame
+
+__all__ = [
+    "AgentEvaluate",
+    "AgentTrain",
+    "Bench",
+    "Create",
+    "DataExport",
+    "DataInfo",
+    "DataPreview",
+    "DataVerify",
+    "Evaluate",
+    "Info",
+    "Play",
+    "Record",
+    "TrainAutoencoder",
+    "TrainDenoiser",
+]
 
 MIX = "scripted:0.6,random:0.4"
 Json = Annotated[Path | None, tyro.conf.arg(help="write the summary to this file as JSON too")]

@@ -2,7 +2,8 @@
 
 Two U-Nets: a *context* network, which sees only past latents and actions and so runs once a frame,
 and a *noise* network, which also sees the noisy latent and runs once a sampling step. Past latents
-are concatenated in channels; the actions and the two noise levels enter by FiLM.
+are concatenated in channels; the actions and the two noise levels enter by FiLM. What the networks
+predict is added to the newest latent, moved by the actions.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from torch.nn import functional as F
 from agents.errors import OptionError
 from gamengen.layers import LevelEmbedding, ResidualBlock
 
+MOTION_FRAMES = 2
+MOTION_KERNEL = (3, 5)  # turning moves the picture sideways by up to two positions a frame
+
 
 @dataclass(frozen=True)
 class DenoiserConfig:
@@ -28,6 +32,7 @@ class DenoiserConfig:
         widths: convolution widths at the latent's size and at half of it.
         context_blocks: residual blocks of the context network: on the way down, at half size, on the way up.
         noise_blocks: likewise for the noise network.
+        motions: kernels of the learned motion that moves the newest latents by the actions.
         embedding: width of the FiLM embedding.
     """
 
@@ -37,6 +42,7 @@ class DenoiserConfig:
     widths: tuple[int, int] = (128, 224)
     context_blocks: tuple[int, int, int] = (1, 3, 2)
     noise_blocks: tuple[int, int, int] = (1, 2, 1)
+    motions: int = 8
     embedding: int = 128
 
     def __post_init__(self) -> None:
@@ -72,6 +78,32 @@ class UNet(nn.Module):
         return x
 
 
+class Motion(nn.Module):
+    """Moves the two newest latents by the actions: a few wide kernels, mixed by what was held.
+
+    Turning shifts the whole picture, which is nearly linear in the latents; a convolution that the
+    actions choose learns it at once, where residual blocks with FiLM take long. Starts at zero.
+    """
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.frames = min(MOTION_FRAMES, config.context)
+        self.motions, self.channels = config.motions, config.channels
+        self.kernels = nn.Conv2d(
+            self.frames * config.channels, config.motions * config.channels, MOTION_KERNEL,
+            padding=(MOTION_KERNEL[0] // 2, MOTION_KERNEL[1] // 2), bias=False,
+        )  # fmt: skip
+        self.mix = nn.Linear(config.context * config.actions, config.motions)
+        nn.init.zeros_(self.mix.weight)
+        nn.init.zeros_(self.mix.bias)
+
+    def forward(self, context: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """``context`` (B, K, C, h, w), ``actions`` (B, K, A) -> what to add to the newest latent (B, C, h, w)."""
+        moved = self.kernels(context[:, -self.frames :].flatten(1, 2))
+        moved = moved.unflatten(1, (self.motions, self.channels))
+        return (moved * self.mix(actions.flatten(1))[:, :, None, None, None]).sum(1)
+
+
 class Denoiser(nn.Module):
     """Predicts the clean next latent (x-prediction)."""
 
@@ -86,7 +118,10 @@ class Denoiser(nn.Module):
         self.sigma = LevelEmbedding(embedding)
         self.context_first = nn.Conv2d(config.context * config.channels, wide, 3, padding=1)
         self.context_net = UNet(config.widths, config.context_blocks, embedding)
+        self.motion = Motion(config)
         self.noise_first = nn.Conv2d(config.channels, wide, 3, padding=1)
+        self.base_first = nn.Conv2d(config.channels, wide, 3, padding=1)
+        nn.init.zeros_(self.base_first.weight)
         self.noise_net = UNet(config.widths, config.noise_blocks, embedding)
         self.norm = nn.GroupNorm(8, wide)
         self.last = nn.Conv2d(wide, config.channels, 3, padding=1)
@@ -109,7 +144,8 @@ class Denoiser(nn.Module):
         features = self.context_net(self.context_first(context.flatten(1, 2)), F.silu(embedding))
         # The best linear guess of a unit-variance latent seen under this much noise.
         base = context[:, -1] / (1 + level.float().square())[:, None, None, None].to(context.dtype)
-        return features, embedding, base
+        base = base + self.motion(context, actions)
+        return features + self.base_first(base), embedding, base
 
     def denoise(
         self, noisy: torch.Tensor, sigma: torch.Tensor, encoded: tuple[torch.Tensor, torch.Tensor, torch.Tensor]

@@ -39,7 +39,7 @@ from gamengen.train_denoiser import DenoiserTask
 from gamengen.training import Trainer, TrainOptions, load_finished
 from recorder.recording import Recording
 
-BATCH = {"autoencoder": 16, "denoiser": 32}
+BATCH = {"autoencoder": 16, "denoiser": 16}
 CUDA_BATCH_FACTOR = 8  # a GPU is only busy with many samples at once
 SPAWNS = 8
 SPAWN_CANDIDATES = 256

@@ -28,7 +28,7 @@ from agents.environments import FRAME_HEIGHT, FRAME_SKIP, FRAME_WIDTH, make_envi
 from agents.errors import DataError, EngineError, GamengenError, OptionError
 from recorder.episodes import EpisodeWriter
 from recorder.progress import progress
-from recorder.recording import FREEDOOM_NOTICE, Recording, RecordingHeader, package_versions
+from recorder.recording import Recording, RecordingHeader
 from recorder.worker import ATTEMPTS, work
 
 MAX_EPISODE_FRAMES = 2100
@@ -95,11 +95,8 @@ def record_episodes(options: RecordOptions) -> RecordSummary:
     try:
         for share in mix:  # an agent that does not fit is told now, not by a worker
             make_agent(share.name, environment.action_set, options.frame_skip)
-        header = RecordingHeader(
-            options.spec, environment.action_set, options.height, options.width, options.frame_skip, environment.fps,
-            environment.variable_names, {share.name: _hash(share.name) for share in mix}, options.seed,
-            package_versions(), FREEDOOM_NOTICE if options.spec.startswith("doom/") else "",
-        )  # fmt: skip
+        agents = {share.name: _hash(share.name) for share in mix}
+        header = RecordingHeader.of(environment, options.height, options.width, agents, options.seed)
     finally:
         environment.close()
     done = _already_done(options, header)

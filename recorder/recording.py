@@ -52,6 +52,16 @@ class RecordingHeader:
         if type(self.seed) is not int or not isinstance(self.agents, dict) or not isinstance(self.spec, str):
             raise ValueError("spec, seed or agents have the wrong type")
 
+    @classmethod
+    def of(cls, environment: Any, height: int, width: int, agents: dict[str, str], seed: int) -> RecordingHeader:
+        """The header of a recording of ``environment``, played by these agents."""
+        spec = environment.spec_name
+        return cls(
+            spec, environment.action_set, height, width, environment.frame_skip, environment.fps,
+            environment.variable_names, agents, seed, package_versions(),
+            FREEDOOM_NOTICE if spec.startswith("doom/") else "",
+        )  # fmt: skip
+
     def to_json(self) -> dict[str, Any]:
         """A plain dict for JSON."""
         return {**asdict(self), "action_set": self.action_set.to_json()}

@@ -99,8 +99,13 @@ def made_up() -> Callable[..., Checkpoint]:
 
     def make(height: int = 48, width: int = 80, seed: int = 0, **changes: Any) -> Checkpoint:
         torch.manual_seed(seed)
-        encoder_config = AutoencoderConfig(8, (16, 16, 16), (0, 0, 1), (1, 0, 1))
-        config = DenoiserConfig(4, 8, 2, (16, 24), (1, 1, 1), (0, 1, 1), 32)
+        encoder_config = AutoencoderConfig(
+            channels=8, widths=(16, 16, 16), encoder_blocks=(0, 0, 1), decoder_blocks=(1, 0, 1)
+        )
+        config = DenoiserConfig(
+            context=4, channels=8, actions=2, widths=(16, 24), context_blocks=(1, 1, 1), noise_blocks=(0, 1, 1),
+            embedding=32,
+        )  # fmt: skip
         values: dict[str, Any] = {
             "name": "made-up", "spec": "gym/stripes", "preset": "made-up", "action_set": ActionSet(("LEFT", "RIGHT")),
             "height": height, "width": width, "frame_skip": 1, "fps": 30.0, "autoencoder": encoder_config,

@@ -154,9 +154,7 @@ def test_encoded_frames_are_half_latents(model: Autoencoder) -> None:
     frames = stripes(5, 32, 48)
     latents = encode_frames(model, frames, batch=2)
     assert latents.dtype == torch.float16
-    torch.testing.assert_close(
-        latents.float(), model.encode(pixels_of(torch.from_numpy(frames))), rtol=0.05, atol=0.05
-    )
+    torch.testing.assert_close(latents.float(), model.encode(pixels_of(torch.from_numpy(frames))), rtol=0.05, atol=0.05)
 
 
 def test_psnr_known_answers() -> None:

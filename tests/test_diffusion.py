@@ -84,6 +84,16 @@ def test_the_loss_weighs_by_noise_level() -> None:
     assert noisy.shape == SHAPE
 
 
+def test_a_metric_weighs_the_channels_of_the_error() -> None:
+    error = latents(5, *SHAPE)
+    oracle: Any = Oracle(TARGET + error)
+    metric = torch.diag(torch.tensor([2.0, 0.0, 1.0, 0.0]))
+    loss = denoising_loss(oracle, CONTEXT, ACTIONS, TARGET, torch.Generator().manual_seed(0), metric)
+    ((_, sigma),) = oracle.asked
+    expected = (4 * error[:, 0].square() + error[:, 2].square()).mean(dim=(1, 2)) / 4 / (sigma.square() + 0.05)
+    torch.testing.assert_close(loss, expected)
+
+
 def test_a_perfect_answer_costs_nothing() -> None:
     oracle: Any = Oracle(TARGET)
     assert not denoising_loss(oracle, CONTEXT, ACTIONS, TARGET, torch.Generator().manual_seed(0)).any()
