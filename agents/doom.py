@@ -7,7 +7,7 @@ import contextlib
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -55,7 +55,7 @@ class DoomEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
     identical frames.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": TICS_PER_SECOND}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": TICS_PER_SECOND}  # noqa: RUF012
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class DoomEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
         truncated = timed_out or (self.max_frames is not None and self._frames_played >= self.max_frames)
         return frame, float(reward), terminated and not timed_out, truncated, info
 
-    def render(self) -> np.ndarray:  # type: ignore[override]
+    def render(self) -> np.ndarray:
         """The newest frame (H, W, 3) uint8."""
         return self._frame
 

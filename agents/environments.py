@@ -16,7 +16,8 @@ from agents.actions import ActionSet
 from agents.errors import SpecError
 
 if TYPE_CHECKING:
-    import gymnasium
+    from agents.doom import DoomEnvironment
+    from agents.gym import GymEnvironment
 
 FRAME_HEIGHT, FRAME_WIDTH = 240, 320
 FRAME_SKIP = 2
@@ -52,7 +53,7 @@ def make_environment(
     width: int = FRAME_WIDTH,
     sensors: frozenset[str] = frozenset(),
     max_frames: int | None = None,
-) -> gymnasium.Env:
+) -> DoomEnvironment | GymEnvironment:
     """Make the environment that ``spec`` names.
 
     Args:

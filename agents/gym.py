@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -20,7 +20,7 @@ class GymEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
     The frame is the rendered picture, scaled with its aspect kept and centred on black.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
 
     def __init__(
         self, name: str, frame_skip: int = 1, height: int = 240, width: int = 320, max_frames: int | None = None
@@ -69,7 +69,7 @@ class GymEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
         truncated = truncated or (self.max_frames is not None and self._frames_played >= self.max_frames)
         return self._render(), reward, bool(terminated), bool(truncated), {"variables": {}}
 
-    def render(self) -> np.ndarray:  # type: ignore[override]
+    def render(self) -> np.ndarray:
         """The newest frame (H, W, 3) uint8."""
         return self._frame
 

@@ -20,6 +20,7 @@ ENEMIES = frozenset({"Monster", "Player"})  # ViZDoom's own categories; the play
 GOODS = frozenset({"Health", "Armor", "Ammo", "Weapon", "Powerup", "Key", "Item"})
 POISON = "Poison"  # an object of category Health that hurts
 NEAR = 8  # depth buffer units (0-255) at which a wall is in the way
+CLOSE = 60  # height in pixels of an enemy that is near enough
 STUCK_UNITS = 4.0  # map units a walking player moves at least in the time below
 STUCK_SECONDS = 0.4
 CHASE_SECONDS = 6.0  # an item not reached by then is out of reach, or of no use
@@ -57,6 +58,7 @@ class ScriptedAgent:
         self._escape_left = 0.0
         self._still = 0.0
         self._last_position = np.full(2, np.nan)
+        self._caution = self._rng.uniform(0.3, 0.9)
         self._agility = self._rng.uniform(0.0, 0.4)
         self._rushes = self._rng.random() < 0.3
         self._weapons = [*map(int, self._rng.permutation([3, 4, 5, 6])), 2]
@@ -82,7 +84,9 @@ class ScriptedAgent:
         goods = _nearest(labels, lambda label: self._wants(label, variables))
         self._blind = 0.0 if enemy is not None else self._blind + self._seconds_per_frame
         dodge = self._dodge(labels, variables)
-        if self._rushes and goods is not None and self._can("MOVE_FORWARD"):
+        far = enemy is None or enemy.height < CLOSE
+        rushes = self._rushes or (far and goods is not None and goods.object_category == "Weapon")
+        if rushes and goods is not None and self._can("MOVE_FORWARD"):
             held = self._fetch(goods, labels, width)
             if enemy is not None and self._is_on_target(enemy, _middle(enemy), width):
                 held.append("ATTACK")
@@ -116,8 +120,10 @@ class ScriptedAgent:
         held = self._face(aim, width)
         if self._is_on_target(enemy, aim, width) and self._rng.random() < self._trigger:
             held.append("ATTACK")
-        if self._can("MOVE_FORWARD") and enemy.height < 60:
+        if self._can("MOVE_FORWARD") and enemy.height < CLOSE:
             held.append("MOVE_FORWARD")
+        elif self._can("MOVE_BACKWARD") and self._rng.random() < self._caution:
+            held.append("MOVE_BACKWARD")
         elif self._rng.random() < self._agility and self._can("TURN_LEFT"):
             held.append("MOVE_LEFT" if self._wander_turn == "TURN_LEFT" else "MOVE_RIGHT")
         return held

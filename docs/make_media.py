@@ -1,12 +1,14 @@
 """Make the README's pictures from the shipped checkpoint: ``python docs/make_media.py``.
 
 ``media/play.gif`` is free play under a fixed script of keys; ``media/long_play.png`` shows every 32nd frame of
-512 frames of it.
+512 frames of it. With the folder of a ``gamengen evaluate`` report as argument, its sheets are copied there too, at half
+size.
 """
 
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ KEYS = (
     ("ATTACK", 4), ("TURN_LEFT", 26), ("", 10), ("TURN_LEFT ATTACK", 4), ("TURN_RIGHT", 9), ("ATTACK", 5), ("", 11),
 )  # fmt: skip
 FRAMES = 512
-GIF_FRAMES = 128
+GIF_FRAMES = 96
 GIF_SKIP = 2
 SHEET_EVERY = 32
 
@@ -37,12 +39,21 @@ def main() -> None:
         action = game.action_set.encode(held)
         frames.append(draw_held_keys(game.step(action), game.action_set, action))
     MEDIA.mkdir(exist_ok=True)
-    shown = [Image.fromarray(frame).quantize(128) for frame in frames[:GIF_FRAMES:GIF_SKIP]]
+    shown = [Image.fromarray(frame).quantize(48, dither=Image.Dither.NONE) for frame in frames[:GIF_FRAMES:GIF_SKIP]]
     pause = round(1000 * GIF_SKIP / game.fps)
     shown[0].save(MEDIA / "play.gif", save_all=True, append_images=shown[1:], duration=pause, loop=0, optimize=True)
     rows = np.stack(frames[SHEET_EVERY - 1 :: SHEET_EVERY]).reshape(-1, 4, *frames[0].shape)
     labels = [f"frames {1 + 4 * SHEET_EVERY * i} to {4 * SHEET_EVERY * (i + 1)}" for i in range(len(rows))]
-    save_png(MEDIA / "long_play.png", contact_sheet(list(rows), labels=labels))
+    save_half(contact_sheet(list(rows), labels=labels), "long_play")
+    for report in map(Path, sys.argv[1:]):
+        for name in ("teacher_forced", "rollout"):
+            save_half(np.asarray(Image.open(report / f"{name}.png")), name)
+
+
+def save_half(picture: np.ndarray, name: str) -> None:
+    """Write a sheet at half its size, which is enough for a page."""
+    image = Image.fromarray(picture)
+    save_png(MEDIA / f"{name}.png", np.asarray(image.reduce(2)))
 
 
 if __name__ == "__main__":

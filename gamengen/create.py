@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from agents.agent import make_agent, parse_mix
@@ -41,6 +40,7 @@ MOST_FRAMES = {"cpu": 64_000, "cuda": 1_000_000}
 LEAST_FRAMES = 2_000
 RECORDED_PER_SECOND = 300  # a worker
 ENCODED_PER_SECOND = {"cpu": 110, "cuda": 5_000}
+RECORDING_SHARE = 0.3  # of the budget, at most
 EVALUATION_SHARE = 0.05
 
 
@@ -94,6 +94,7 @@ class CreateOptions:
             raise OptionError("they exclude each other", "--init, --from-scratch", "give one of them")
         check_frame_size(self.height, self.width)
         check_seed(self.seed)
+        self.record_options(self.out, 1)
 
     def record_options(self, folder: Path, frames: int) -> RecordOptions:
         """What to record into ``folder``; refuses what cannot be recorded."""
@@ -125,7 +126,7 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     check_writable(options.out)
     init = _find_init(options)
     plan = make_plan(options, device.type, init is not None)
-    _check_game(options, plan)
+    _check_game(options)
     work = _Work(options)
     _announce(options, plan, work.folder, device, init)
 
@@ -158,10 +159,11 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
 
 def make_plan(options: CreateOptions, device: str, warm: bool) -> Plan:
     """Split the budget; ``warm`` starts from trained weights, which need a smaller share for the autoencoder."""
-    frames = int(np.clip(FRAMES_PER_MINUTE[device] * options.minutes, LEAST_FRAMES, MOST_FRAMES[device]))
+    total, recorded_per_second = 60 * options.minutes, RECORDED_PER_SECOND * options.workers
+    most = min(MOST_FRAMES[device], RECORDING_SHARE * total * recorded_per_second)
+    frames = int(max(LEAST_FRAMES, min(most, FRAMES_PER_MINUTE[device] * options.minutes)))
     frames = options.frames or frames
-    total = 60 * options.minutes
-    record = 0.0 if options.data is not None else frames / (RECORDED_PER_SECOND * options.workers)
+    record = 0.0 if options.data is not None else frames / recorded_per_second
     encode = frames / ENCODED_PER_SECOND[device]
     evaluate = min(120.0, EVALUATION_SHARE * total)
     training = max(total - record - encode - evaluate, 0.3 * total) / 60
@@ -261,7 +263,7 @@ def _announce(options: CreateOptions, plan: Plan, work: Path, device: torch.devi
     )
 
 
-def _check_game(options: CreateOptions, plan: Plan) -> None:
+def _check_game(options: CreateOptions) -> None:
     """See that there is such a game or recording, before a work folder is begun with these options."""
     if options.data is not None:
         recording = Recording.open(options.data)
@@ -269,13 +271,12 @@ def _check_game(options: CreateOptions, plan: Plan) -> None:
             what = f"the recording is of {recording.header.spec}, not {options.spec}"
             raise OptionError(what, "--data", "give the recording's own spec")
         return
-    options.record_options(options.out, plan.frames)
     environment = make_environment(
         options.spec, frame_skip=options.frame_skip, height=options.height, width=options.width
     )
     try:
         for share in parse_mix(options.agent):
-            make_agent(share.name, environment.action_set, options.frame_skip)  # type: ignore[attr-defined]
+            make_agent(share.name, environment.action_set, options.frame_skip)
     finally:
         environment.close()
 

@@ -25,7 +25,7 @@ LARGEST_SEED = 2**31 - 1
 class SamplerConfig:
     """How a next latent is sampled: Euler ``steps``, and the noise level put on the context."""
 
-    steps: int = 2
+    steps: int = 4
     context_noise: float = 0.0
 
     def __post_init__(self) -> None:

@@ -1,0 +1,279 @@
+"""``gamengen create``: what it leaves, going on after a kill, and what it refuses before it begins."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import gamengen.checkpoints
+from agents.errors import CheckpointError, DataError, GamengenError, OptionError, SpecError
+from engine.game import NeuralGame
+from gamengen.checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
+from gamengen.create import CreateOptions, create_game, make_plan
+from gamengen.evaluation import EvaluateOptions
+from gamengen.stages import summarise, train_autoencoder, train_denoiser
+from gamengen.training import TrainOptions
+from recorder.recording import Recording
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 200.0  # seconds until a test gives up
+Make = Callable[..., Recording]
+# The command, but that training saves after each step.
+CHILD = """
+import sys
+import gamengen.training
+from gamengen.cli import main
+
+if __name__ == "__main__":
+    gamengen.training.SAVE_SECONDS = 0
+    main(sys.argv[1:])
+"""
+
+
+def options(out: Path, **changes: Any) -> CreateOptions:
+    """A game of stripes, from ``data`` beside ``out``, in a second or two."""
+    values: dict[str, Any] = {
+        "spec": "gym/stripes", "out": out, "minutes": 0.03, "preset": "tiny", "from_scratch": True,
+        "data": out.parent / "data", "device": "cpu", "work": out.parent / "work",
+    }  # fmt: skip
+    return CreateOptions(**{**values, **changes})
+
+
+def test_what_create_leaves(tiny_work: Path, recording: Path) -> None:
+    summary = json.loads((tiny_work / "summary.json").read_text())
+    assert summary["play"] == f"gamengen play --checkpoint {summary['checkpoint']}"
+    assert list(summary["stages_seconds"]) == ["record", "autoencoder", "encode", "denoiser", "decoder", "evaluate"]
+    assert summary["minutes"] > 0
+    assert summary["frames"] == sum(info.frames for info in Recording.open(recording).episodes())
+    checkpoint = load_checkpoint(tiny_work / "tiny")
+    assert summarise(checkpoint.metrics).items() <= summary.items()
+    config = checkpoint.config
+    assert (config.name, config.spec, config.preset) == ("tiny", "doom/basic", "tiny")
+    assert (config.height, config.width, config.frame_skip, config.fps) == (240, 320, 2, 17.5)
+    assert config.action_set.buttons == ("MOVE_LEFT", "MOVE_RIGHT", "ATTACK")
+    assert config.data["frames"] == summary["frames"]
+    assert config.data["seeds"] == [0, config.data["episodes"] - 1]
+    assert config.data["agents"] == ["random"]
+    assert config.training["init"] is None
+    assert "Freedoom" in config.notice
+    assert len(checkpoint.spawns.latents) == 8
+    card = (tiny_work / "tiny" / "README.md").read_text()
+    for text in ("doom/basic", "MOVE_LEFT", "teacher-forced, 4 steps", "Freedoom", "fresh weights"):
+        assert text in card
+    for stage in ("autoencoder", "denoiser", "decoder"):
+        folder = tiny_work / "work" / stage
+        assert {"state.pt", "final.safetensors", "metrics.jsonl"} <= {path.name for path in folder.iterdir()}
+        assert list(folder.glob("events.out.tfevents.*"))
+    assert (tiny_work / "work" / "evaluation" / "rollout.png").is_file()
+
+
+def test_from_the_shipped_checkpoint_with_short_episodes(
+    tiny: Path, make_recording: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It starts from what is shipped where that fits; episodes too short for long free play are no obstacle."""
+    shutil.copytree(tiny, tmp_path / "weights" / DEFAULT_CHECKPOINT)
+    monkeypatch.setattr(gamengen.checkpoints, "SHIPPED", tmp_path / "weights")
+    make_recording(tmp_path / "data", (8, 9, 10))
+    summary = create_game(options(tmp_path / "stripes", from_scratch=False))
+    checkpoint = load_checkpoint(tmp_path / "stripes")
+    assert checkpoint.config.training["init"] == "tiny"
+    assert checkpoint.metrics["drift"]["frames"] == [1, 2, 3, 4]
+    assert summary["frames"] == 27
+    game = NeuralGame(tmp_path / "stripes", "cpu")
+    assert game.step([1, 0]).shape == (32, 48, 3)
+    # Again, with everything done: nothing is trained once more, and the checkpoint stays as it was.
+    before = (tmp_path / "stripes" / "denoiser.safetensors").read_bytes()
+    logs = {path: path.read_text() for path in (tmp_path / "work").glob("*/metrics.jsonl")}
+    create_game(options(tmp_path / "stripes", from_scratch=False))
+    assert (tmp_path / "stripes" / "denoiser.safetensors").read_bytes() == before
+    assert {path: path.read_text() for path in logs} == logs
+
+
+def test_stages_by_hand(make_recording: Make, tmp_path: Path) -> None:
+    """``train autoencoder`` then ``train denoiser`` make a checkpoint too."""
+    make_recording(tmp_path / "data", (8, 9, 10))
+    work, data, few = tmp_path / "work", tmp_path / "data", TrainOptions(steps=3)
+    with pytest.raises(CheckpointError, match="no finished autoencoder"):
+        train_denoiser(data, work, tmp_path / "game", "tiny", None, few, "cpu")
+    assert train_autoencoder(data, work, "tiny", None, few, "cpu")["step"] == 3
+    figures = train_denoiser(data, work, tmp_path / "game", "tiny", None, few, "cpu")
+    assert figures["checkpoint"] == str(tmp_path / "game")
+    assert NeuralGame(tmp_path / "game", "cpu").name == "game"
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    limit = time.monotonic() + PATIENCE
+    while not any(path.parent.glob(path.name)):
+        assert process.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < limit, f"{path} never comes"
+        time.sleep(0.02)
+
+
+def test_killed_and_run_again_it_goes_on(tmp_path: Path) -> None:
+    """Killed while it records, again while it trains; the third run comes to the end."""
+    script, work, out = tmp_path / "child.py", tmp_path / "work", tmp_path / "out"
+    script.write_text(CHILD)
+    words = [
+        "create", "doom/basic", "--out", str(out), "--work", str(work), "--preset", "tiny", "--from-scratch",
+        "--frames", "320", "--agent", "random", "--workers", "1", "--height", "144", "--width", "256",
+        "--minutes", "1", "--autoencoder-minutes", "0.02", "--denoiser-minutes", "0.1", "--decoder-minutes", "0.01",
+        "--device", "cpu",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for sign in (work / "recording" / "episodes" / "0000" / "*.h5", work / "denoiser" / "state.pt"):
+        with subprocess.Popen([sys.executable, str(script), *words], env=environment, cwd=tmp_path) as process:
+            try:
+                wait_for(sign, process)
+            finally:
+                process.kill()
+        assert not out.exists(), "there is no half checkpoint"
+    killed_at = torch.load(work / "denoiser" / "state.pt", weights_only=True)["step"]
+    kept = [*sorted((work / "recording" / "episodes").rglob("*.h5")), work / "autoencoder" / "final.safetensors",
+            *sorted((work / "latents").glob("*.safetensors"))]  # fmt: skip
+    times = [path.stat().st_mtime_ns for path in kept]
+    assert len(kept) >= 5
+
+    with pytest.raises(SystemExit) as left:
+        from gamengen.cli import main
+
+        main(words)
+    assert left.value.code == 0
+    assert [path.stat().st_mtime_ns for path in kept] == times, "what was done is not done again"
+    with safe_open(work / "denoiser" / "final.safetensors", "pt") as file:
+        spent = file.metadata()
+    assert int(spent["step"]) > killed_at >= 1
+    assert float(spent["seconds"]) >= 6
+    assert load_checkpoint(out).config.data["frames"] >= 320
+    assert NeuralGame(out, "cpu").frame.shape == (144, 256, 3)
+
+
+# --- what it refuses ---
+
+
+@pytest.mark.parametrize(("changes", "name"), [({"minutes": 5.0}, "minutes"), ({"seed": 1}, "seed"),
+                                               ({"preset": "nano"}, "preset"), ({"frames": 77}, "frames")])  # fmt: skip
+def test_other_options_for_the_same_work_folder(
+    changes: dict[str, Any], name: str, make_recording: Make, tmp_path: Path
+) -> None:
+    make_recording(tmp_path / "data", (8, 9))
+    work = tmp_path / "work"
+    work.mkdir()
+    begun = {"minutes": "0.03", "seed": "0", "preset": "tiny", "frames": "None", "spec": "gym/stripes"}
+    (work / "plan.json").write_text(json.dumps(begun))
+    with pytest.raises(OptionError, match=f"begun with another {name} ; ") as caught:
+        create_game(options(tmp_path / "out", **changes))
+    assert caught.value.where == str(work)
+    assert json.loads((work / "plan.json").read_text()) == begun
+    assert [path.name for path in work.iterdir()] == ["plan.json"]
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\x00"])
+def test_damaged_plan(content: str, make_recording: Make, tmp_path: Path) -> None:
+    make_recording(tmp_path / "data", (8, 9))
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "plan.json").write_text(content)
+    with pytest.raises(CheckpointError, match="cannot use the work folder") as caught:
+        create_game(options(tmp_path / "out"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"data": None, "spec": "doom/nonsense"}, SpecError),
+        ({"data": None, "spec": "gym/Nonsense-v0"}, SpecError),
+        ({"data": None, "spec": "tetris"}, SpecError),
+        ({"data": None, "spec": "doom/basic", "agent": "expert"}, OptionError),
+        ({"data": None, "spec": "doom/basic", "workers": 0}, OptionError),
+        ({"data": None, "spec": "doom/basic", "frame_skip": 0}, OptionError),
+        ({"data": Path("nowhere")}, DataError),
+        ({"spec": "gym/other"}, OptionError),
+        ({"preset": "huge"}, OptionError),
+        ({"init": "nonsense", "from_scratch": False}, CheckpointError),
+        ({"device": "tpu"}, GamengenError),
+    ],
+)
+def test_a_mistake_begins_nothing(
+    changes: dict[str, Any], error: type[Exception], make_recording: Make, tmp_path: Path
+) -> None:
+    """So that the same command with the mistake mended is not refused for the work folder's sake."""
+    make_recording(tmp_path / "data", (8, 9))
+    with pytest.raises(error):
+        create_game(options(tmp_path / "out", **changes))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_an_out_folder_with_something_else(make_recording: Make, tmp_path: Path) -> None:
+    make_recording(tmp_path / "data", (8, 9))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").touch()
+    with pytest.raises(CheckpointError, match="exists and is not a checkpoint"):
+        create_game(options(tmp_path / "out"))
+    assert not (tmp_path / "work").exists()
+
+
+def test_frames_that_do_not_fit_the_model(make_recording: Make, tmp_path: Path) -> None:
+    make_recording(tmp_path / "data", (8, 9), height=40, width=50)
+    with pytest.raises(DataError, match="multiples of 16, got 40 and 50"):
+        create_game(options(tmp_path / "out"))
+    with pytest.raises(DataError, match="multiples of 16"):
+        train_autoencoder(tmp_path / "data", tmp_path / "w", "tiny", None, TrainOptions(steps=1), "cpu")
+
+
+def test_one_episode_is_too_few(make_recording: Make, tmp_path: Path) -> None:
+    make_recording(tmp_path / "data", (20,))
+    with pytest.raises(DataError, match="too few episodes"):
+        create_game(options(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        ({"minutes": 0.0}, "--minutes"),
+        ({"minutes": -1.0}, "--minutes"),
+        ({"minutes": float("nan")}, "--minutes"),
+        ({"minutes": float("inf")}, "--minutes"),
+        ({"frames": 0}, "--frames"),
+        ({"denoiser_minutes": 0.0}, "--denoiser-minutes"),
+        ({"height": 100}, "--height"),
+        ({"width": 8}, "--width"),
+        ({"seed": -1}, "--seed"),
+        ({"init": "x"}, "--init, --from-scratch"),
+    ],
+)
+def test_options_out_of_range(changes: dict[str, Any], flag: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        options(Path("out"), **changes)
+    assert caught.value.where == flag
+
+
+@pytest.mark.parametrize("minutes", [1.0, 6.0, 60.0, 600.0])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_plan_spends_the_budget(minutes: float, device: str, warm: bool) -> None:
+    plan = make_plan(options(Path("out"), data=None, minutes=minutes), device, warm)
+    training = plan.autoencoder_minutes + plan.denoiser_minutes + plan.decoder_minutes
+    total = training + (plan.record_seconds + plan.encode_seconds + plan.evaluate_seconds) / 60
+    assert training >= 0.3 * minutes - 1e-9
+    if minutes > 1:
+        assert total == pytest.approx(minutes, rel=0.01)
+    assert plan.frames >= 2000
+    assert plan.denoiser_minutes > plan.autoencoder_minutes
+
+
+def test_what_is_given_is_kept() -> None:
+    plan = make_plan(options(Path("out"), frames=500, autoencoder_minutes=1.5, denoiser_minutes=2.5), "cpu", False)
+    assert (plan.frames, plan.autoencoder_minutes, plan.denoiser_minutes) == (500, 1.5, 2.5)
+    assert plan.record_seconds == 0, "there is a recording"
+    assert EvaluateOptions().rollout_frames == 64

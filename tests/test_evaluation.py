@@ -1,0 +1,190 @@
+"""Evaluation: known answers, the schema of metrics.json, and which episodes count as unseen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import gamengen.evaluation
+from agents.actions import ActionSet
+from agents.errors import DataError, OptionError
+from gamengen.checkpoints import Checkpoint
+from gamengen.evaluation import EvaluateOptions, evaluate_checkpoint, unseen_episodes
+from gamengen.model_card import write_card
+from recorder.recording import Recording
+
+SMALL = EvaluateOptions(windows=6, rollouts=2, rollout_frames=3)
+UNSEEN = {"seed": 1000, "height": 48, "width": 80}
+Make = Callable[..., Recording]
+
+
+@pytest.fixture
+def checkpoint(made_up: Callable[..., Checkpoint]) -> Checkpoint:
+    return made_up()
+
+
+@pytest.fixture
+def recording(tmp_path: Path, make_recording: Make) -> Recording:
+    return make_recording(tmp_path / "data", **UNSEEN)
+
+
+def test_schema(checkpoint: Checkpoint, recording: Recording, tmp_path: Path) -> None:
+    metrics = evaluate_checkpoint(checkpoint, recording, tmp_path / "out" / "deep", SMALL, "cpu")
+    assert json.loads((tmp_path / "out" / "deep" / "metrics.json").read_text()) == metrics
+    assert (metrics["checkpoint"], metrics["spec"]) == ("made-up", "gym/stripes")
+    assert (metrics["episodes"], metrics["frames"]) == (3, 6)
+    assert list(metrics["teacher_forced"]) == ["1", "2", "4"]
+    for figure in (metrics["autoencoder"], metrics["copy_last"], *metrics["teacher_forced"].values()):
+        assert set(figure) == {"psnr", "ssim", "lpips", "ci95"}
+        assert 0 < figure["psnr"] <= 60
+        assert figure["ci95"] >= 0
+        assert figure["ssim"] is figure["lpips"] is None, "not measured yet"
+    assert metrics["drift"]["frames"] == [1, 2, 3]
+    assert metrics["drift"]["steps"] == checkpoint.config.sampler.steps
+    assert len(metrics["drift"]["psnr"]) == len(metrics["drift"]["still_psnr"]) == 3
+    assert metrics["action_f1"] is None
+    for name in ("teacher_forced.png", "rollout.png"):
+        assert (tmp_path / "out" / "deep" / name).stat().st_size > 500
+    card = write_card(checkpoint.config, metrics)
+    for text in ("# made-up", "48", "teacher-forced, 1 step |", "gamengen play --checkpoint made-up"):
+        assert text in card
+
+
+def test_the_same_seed_gives_the_same_figures(checkpoint: Checkpoint, recording: Recording) -> None:
+    first, again = (evaluate_checkpoint(checkpoint, recording, None, SMALL, "cpu") for _ in range(2))
+    assert first == again
+    other = evaluate_checkpoint(checkpoint, recording, None, EvaluateOptions(6, 2, 3, seed=1), "cpu")
+    assert other["teacher_forced"] != first["teacher_forced"]
+    assert other["copy_last"] == first["copy_last"]
+
+
+
+@pytest.fixture
+def still_life(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> Recording:
+    """A recording in which nothing ever moves."""
+    read = gamengen.evaluation.read_episode
+
+    def read_still(*arguments: Any) -> Any:
+        episode = read(*arguments)
+        episode.frames[:] = read(arguments[0], 0, 1).frames
+        return episode
+
+    monkeypatch.setattr(gamengen.evaluation, "read_episode", read_still)
+    return recording
+
+
+def test_where_nothing_moves_copying_is_perfect(checkpoint: Checkpoint, still_life: Recording) -> None:
+    metrics = evaluate_checkpoint(checkpoint, still_life, None, SMALL, "cpu")
+    assert metrics["copy_last"]["psnr"] == 60
+    assert metrics["copy_last"]["ci95"] == 0
+    assert metrics["drift"]["still_psnr"] == [60, 60, 60]
+    assert metrics["autoencoder"]["psnr"] < 60
+
+
+def test_a_model_that_copies_reaches_the_ceiling(checkpoint: Checkpoint, still_life: Recording) -> None:
+    """Where nothing moves, the best next latent is the newest one; then only the autoencoder is in the way."""
+    with torch.no_grad():
+        for parameter in checkpoint.denoiser.parameters():
+            parameter.zero_()
+    metrics = evaluate_checkpoint(checkpoint, still_life, None, SMALL, "cpu")
+    ceiling = metrics["autoencoder"]["psnr"]
+    for figure in metrics["teacher_forced"].values():
+        assert figure["psnr"] == pytest.approx(ceiling, abs=0.1)
+    assert metrics["drift"]["psnr"] == pytest.approx([ceiling] * 3, abs=0.3)
+
+
+# --- which episodes ---
+
+
+@pytest.mark.parametrize(
+    ("seed", "episodes", "expected"),
+    [
+        (0, 12, [0, 10]),  # the recording that it was trained on: what was held out
+        (1000, 3, [1000, 1001, 1002]),  # all new
+        (5, 20, [10, 20]),  # recorded anew, with seeds that overlap
+        (95, 8, [100, 101, 102]),  # some seen, some new
+    ],
+)
+def test_unseen_episodes(
+    seed: int, episodes: int, expected: list[int], checkpoint: Checkpoint, make_recording: Make, tmp_path: Path
+) -> None:
+    recording = make_recording(tmp_path / "data", [1] * episodes, seed=seed)
+    assert [info.seed for info in unseen_episodes(checkpoint, recording)] == expected
+
+
+def test_nothing_unseen(checkpoint: Checkpoint, make_recording: Make, tmp_path: Path) -> None:
+    recording = make_recording(tmp_path / "data", [1, 1, 1], seed=51)
+    with pytest.raises(DataError, match="trained on all of these episodes"):
+        unseen_episodes(checkpoint, recording)
+
+
+def test_a_checkpoint_that_does_not_tell_its_seeds(
+    made_up: Callable[..., Checkpoint], make_recording: Make, tmp_path: Path
+) -> None:
+    recording = make_recording(tmp_path / "data", [1, 1, 1])
+    assert len(unseen_episodes(made_up(data={}), recording)) == 3
+
+
+# --- what cannot be evaluated ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"spec": "gym/other"}, "spec"),
+        ({"action_set": ActionSet(("RIGHT", "LEFT"))}, "action_set"),
+        ({"height": 64}, "height"),
+        ({"width": 96}, "width"),
+        ({"frame_skip": 2}, "frame_skip"),
+    ],
+)
+def test_another_games_recording(
+    changes: dict[str, Any], name: str, checkpoint: Checkpoint, make_recording: Make, tmp_path: Path
+) -> None:
+    recording = make_recording(tmp_path / "data", **{**UNSEEN, **changes})
+    with pytest.raises(DataError, match=f"the recording's {name} is ") as caught:
+        evaluate_checkpoint(checkpoint, recording, None, SMALL, "cpu")
+    assert caught.value.where == str(tmp_path / "data")
+
+
+def test_episodes_too_short(checkpoint: Checkpoint, recording: Recording) -> None:
+    with pytest.raises(DataError, match="no held-out episode has 16 frames"):
+        evaluate_checkpoint(checkpoint, recording, None, EvaluateOptions(2, 2, rollout_frames=12), "cpu")
+    metrics = evaluate_checkpoint(checkpoint, recording, None, EvaluateOptions(2, 2, rollout_frames=10), "cpu")
+    assert len(metrics["drift"]["psnr"]) == 10, "the longest has 14, of which 4 are the start"
+
+
+@pytest.mark.parametrize("name", ["windows", "rollouts", "rollout_frames"])
+def test_options_out_of_range(name: str) -> None:
+    flag = "--" + name.replace("_", "-")
+    for value in (0, -1):
+        with pytest.raises(OptionError, match=f"must be at least 1, got {value} ; {flag}"):
+            EvaluateOptions(**{name: value})
+    with pytest.raises(OptionError, match="--seed"):
+        EvaluateOptions(seed=-1)
+
+
+def test_a_report_that_cannot_be_written_is_told_at_once(
+    checkpoint: Checkpoint, recording: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(gamengen.evaluation, "_Measurement", None)  # not even begun
+    with pytest.raises(DataError, match="cannot write the report"):
+        evaluate_checkpoint(checkpoint, recording, tmp_path / "file" / "out", SMALL, "cpu")
+
+
+def test_a_trained_checkpoint_on_the_real_game(tiny_work: Path) -> None:
+    """What ``gamengen create`` measured of the tiny checkpoint."""
+    metrics = json.loads((tiny_work / "tiny" / "metrics.json").read_text())
+    assert metrics["spec"] == "doom/basic"
+    assert metrics["episodes"] == 1, "of the recording, only the first episode was held out"
+    assert metrics["copy_last"]["ci95"] is None, "one episode has no spread"
+    assert metrics["autoencoder"]["psnr"] > 8
+    assert all(figure["psnr"] > 8 for figure in metrics["teacher_forced"].values())
+    assert metrics["copy_last"]["psnr"] > 15
