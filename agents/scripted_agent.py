@@ -20,6 +20,7 @@ ENEMIES = frozenset({"Monster", "Player"})  # ViZDoom's own categories; the play
 GOODS = frozenset({"Health", "Armor", "Ammo", "Weapon", "Powerup", "Key", "Item"})
 POISON = "Poison"  # an object of category Health that hurts
 NEAR = 8  # depth buffer units (0-255) at which a wall is in the way
+LOYALTY = 1.4  # how much larger on screen another enemy must be to be shot at instead
 CLOSE = 60  # height in pixels of an enemy that is near enough
 STUCK_UNITS = 4.0  # map units a walking player moves at least in the time below
 STUCK_SECONDS = 0.4
@@ -64,6 +65,8 @@ class ScriptedAgent:
         self._weapons = [*map(int, self._rng.permutation([3, 4, 5, 6])), 2]
         self._switch_left = 0.0
         self._blind = 0.0
+        self._target: int | None = None
+        self._walked = False
         self._chased: dict[int, float] = {}
         self._tracks: dict[int, deque[tuple[float, float]]] = {}
 
@@ -75,12 +78,13 @@ class ScriptedAgent:
         if not held:
             held = self._play(labels, info.get("depth"), variables, frame.shape[1], stuck)
             held += self._draw_a_weapon(variables)
+        self._walked = any(name.startswith("MOVE") for name in held)
         return self._actions.encode(dict.fromkeys(name for name in held if self._can(name)))
 
     def _play(
         self, labels: Sequence[Any], depth: Any, variables: dict[str, float], width: int, stuck: bool
     ) -> list[str]:
-        enemy = _nearest(labels, lambda label: label.object_category in ENEMIES)
+        enemy = self._choose_enemy(labels)
         goods = _nearest(labels, lambda label: self._wants(label, variables))
         self._blind = 0.0 if enemy is not None else self._blind + self._seconds_per_frame
         dodge = self._dodge(labels, variables)
@@ -127,6 +131,16 @@ class ScriptedAgent:
         elif self._rng.random() < self._agility and self._can("TURN_LEFT"):
             held.append("MOVE_LEFT" if self._wander_turn == "TURN_LEFT" else "MOVE_RIGHT")
         return held
+
+    def _choose_enemy(self, labels: Sequence[Any]) -> Any | None:
+        """The nearest enemy, or the one of before unless another is much nearer: no wavering between two."""
+        enemies = [label for label in labels if label.object_category in ENEMIES]
+        enemy = _nearest(enemies, lambda label: True)
+        before = _nearest(enemies, lambda label: label.object_id == self._target)
+        if enemy is not None and before is not None and enemy.height < LOYALTY * before.height:
+            enemy = before
+        self._target = None if enemy is None else enemy.object_id
+        return enemy
 
     def _is_on_target(self, enemy: Any, aim: float, width: int) -> bool:
         # Shots that just miss are wanted too, so the tolerance is wider than the monster.
@@ -245,11 +259,11 @@ class ScriptedAgent:
         self._wander_turn = "TURN_RIGHT" if self._wander_turn == "TURN_LEFT" else "TURN_LEFT"
 
     def _is_stuck(self, variables: dict[str, float]) -> bool:
-        """Whether the player has not moved for a moment."""
+        """Whether the player walks but has not moved for a moment."""
         position = np.array([variables.get("POSITION_X", np.nan), variables.get("POSITION_Y", np.nan)])
         moved = float(np.abs(position - self._last_position).sum())
         self._last_position = position
-        if not moved < STUCK_UNITS * self._seconds_per_frame / STUCK_SECONDS:
+        if not self._walked or not moved < STUCK_UNITS * self._seconds_per_frame / STUCK_SECONDS:
             self._still = 0.0
             return False
         self._still += self._seconds_per_frame

@@ -1,7 +1,7 @@
 """Make the README's pictures from the shipped checkpoint: ``python docs/make_media.py``.
 
 ``media/play.gif`` is free play under a fixed script of keys; ``media/long_play.png`` shows every 32nd frame of
-512 frames of it. With the folder of a ``gamengen evaluate`` report as argument, its sheets are copied there too, at half
+512 frames of it. With the folder of a ``gamengen evaluate`` report as argument, its sheets are copied too, at half
 size.
 """
 

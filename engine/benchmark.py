@@ -21,6 +21,8 @@ from recorder.progress import progress
 
 WARMUP_FRAMES = 10
 CEILING_SECONDS = 1.0
+CEILING_SIZE = {"cpu": 2048, "cuda": 8192}  # of the square matrices
+CEILING_FLOATS = 2**26  # copied
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,9 @@ def measure_speed(options: BenchOptions) -> dict[str, Any]:
 
 def measure_ceiling(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """This device's own best: a matrix product in GFLOP/s, and a copy in GB/s read and written."""
-    size = 8192 if device.type == "cuda" else 2048
+    size = CEILING_SIZE[device.type]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    source = torch.randn(2**26, device=device)
+    source = torch.randn(CEILING_FLOATS, device=device)
     target = torch.empty_like(source)
     product = _best_seconds(lambda: torch.mm(a, b), device)
     copy = _best_seconds(lambda: target.copy_(source), device)

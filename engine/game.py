@@ -81,16 +81,14 @@ class NeuralGame:
         if self.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(min(MAX_CPU_THREADS, _cores()))
         self.dtype = _choose_dtype(dtype, self.device)
-        self.batch, self.seed = batch, seed
+        self.batch = batch
         self._sampler = loaded.config.sampler
         if steps is not None:
             self.steps = steps
         self._autoencoder = place(loaded.autoencoder, self.device, self.dtype)
         self._denoiser = place(loaded.denoiser, self.device, self.dtype)
         self._spawns = loaded.spawns
-        self._rng = np.random.default_rng(seed)
-        self._count = 0
-        self.spawn = -1
+        self.reseed(seed)
         self.frame = np.zeros((self.height, self.width, 3), np.uint8)
         self.reset()
 
@@ -142,6 +140,12 @@ class NeuralGame:
     def spawn_count(self) -> int:
         """Number of stored starts."""
         return len(self._spawns.latents)
+
+    def reseed(self, seed: int) -> None:
+        """Draw spawns and noise from ``seed`` from now on, as a new game would."""
+        self.seed = seed
+        self._rng = np.random.default_rng(seed)
+        self._count, self.spawn = 0, -1
 
     @torch.inference_mode()
     def reset(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional
 
 from agents.errors import DataError
 
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from recorder.record import StreamRecorder
 
 Json = Annotated[Path | None, tyro.conf.arg(help="write the summary to this file as JSON too")]
+Spec = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
+Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class DataInfo:
     Example: gamengen data info data/center
     """
 
-    folder: Positional[Path]
+    folder: Folder
     """The recording."""
     json: Json = None
 
@@ -46,7 +47,7 @@ class DataVerify:
     Example: gamengen data verify data/center --repair
     """
 
-    folder: Positional[Path]
+    folder: Folder
     """The recording."""
     repair: bool = False
     """Move damaged episodes to quarantine/ and remove what a killed recorder left half-written."""
@@ -74,7 +75,7 @@ class DataPreview:
     Example: gamengen data preview data/center --out preview
     """
 
-    folder: Positional[Path]
+    folder: Folder
     """The recording."""
     out: Path = Path("preview")
     """Folder for the two files."""
@@ -103,7 +104,7 @@ class DataExport:
     Example: gamengen data export data/center --out frames --format png
     """
 
-    folder: Positional[Path]
+    folder: Folder
     """The recording."""
     out: Path
     """A new folder."""
@@ -125,7 +126,7 @@ class AgentTrain:
     Example: gamengen agent train doom/defend_the_center --steps 200000 --out agent.safetensors --record data/ppo
     """
 
-    spec: Positional[str]
+    spec: Spec
     """The game: doom/<scenario>, doom/freedoom1:E1M1 or gym/<id>."""
     out: Path
     """The agent's file."""
@@ -192,7 +193,7 @@ class AgentEvaluate:
     Example: gamengen agent evaluate doom/defend_the_center --agent scripted --episodes 20
     """
 
-    spec: Positional[str]
+    spec: Spec
     """The game: doom/<scenario>, doom/freedoom1:E1M1 or gym/<id>."""
     agent: str = "scripted"
     """random, scripted or a trained agent's file."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional
 
 from agents.errors import OptionError
 from gamengen.collect_commands import AgentEvaluate, AgentTrain, DataExport, DataInfo, DataPreview, DataVerify
@@ -39,6 +38,8 @@ __all__ = [
 
 MIX = "scripted:0.6,random:0.4"
 Json = Annotated[Path | None, tyro.conf.arg(help="write the summary to this file as JSON too")]
+Spec = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
+CheckpointName = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CHECKPOINT]")]
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Create:
     Example: gamengen create gym/CartPole-v1 --minutes 30 --out pole
     """
 
-    spec: Positional[str]
+    spec: Spec
     """The game: doom/<scenario>, doom/freedoom1:E1M1 or gym/<id>."""
     out: Path
     """Folder of the checkpoint."""
@@ -171,7 +172,7 @@ class Record:
     Example: gamengen record doom/defend_the_center --frames 20000 --out data/center
     """
 
-    spec: Positional[str]
+    spec: Spec
     """The game: doom/<scenario>, doom/freedoom1:E1M1 or gym/<id>."""
     out: Path
     """Folder of the recording."""
@@ -286,7 +287,7 @@ class Evaluate:
     Example: gamengen evaluate mygame --data runs/mygame/recording --out report
     """
 
-    checkpoint: Positional[str | None] = None
+    checkpoint: CheckpointName = None
     """Name or folder; the default is the shipped one."""
     data: Path | None = None
     """A recording of the same game; episodes that the checkpoint was trained on are left out."""
@@ -333,7 +334,7 @@ class Bench:
     Example: gamengen bench --json bench.json
     """
 
-    checkpoint: Positional[str | None] = None
+    checkpoint: CheckpointName = None
     """Name or folder; the default is the shipped one."""
     steps: tuple[int, ...] = (1, 2, 4)
     """Numbers of sampling steps to measure."""

@@ -24,7 +24,7 @@ FRAMES = 400
 
 
 @pytest.fixture(scope="session")
-def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def basic_recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recording of random play: a few episodes of ``doom/basic``, the first of them held out. Do not change it."""
     from recorder.record import RecordOptions, record_episodes
 
@@ -34,12 +34,12 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_work(recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_work(basic_recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where ``gamengen create`` made :func:`tiny`; ``work`` is what it left on the way. Do not change it."""
     from gamengen.cli import main
 
     folder = tmp_path_factory.mktemp("tiny")
-    words = ["create", SPEC, "--preset", "tiny", "--from-scratch", "--minutes", "0.2", "--data", str(recording)]
+    words = ["create", SPEC, "--preset", "tiny", "--from-scratch", "--minutes", "0.2", "--data", str(basic_recording)]
     words += ["--out", str(folder / "tiny"), "--work", str(folder / "work"), "--json", str(folder / "summary.json")]
     with pytest.raises(SystemExit) as left:
         main([*words, "--device", "cpu"])

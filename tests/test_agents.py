@@ -9,8 +9,8 @@ import pytest
 
 from agents.actions import ActionSet
 from agents.agent import AgentShare, make_agent, parse_mix
-from agents.evaluate import AgentSummary, estimate, evaluate_agent
 from agents.errors import OptionError
+from agents.evaluate import AgentSummary, estimate, evaluate_agent
 from agents.policy import combinations
 from agents.rewards import CELL_UNITS, PaperReward
 
@@ -192,7 +192,9 @@ def test_a_mix_is_read() -> None:
     assert parse_mix("scripted:3, random:1") == (AgentShare("scripted", 0.75), AgentShare("random", 0.25))
 
 
-@pytest.mark.parametrize("text", ["", "nobody", "random:0", "random:-1", "random:nan", "random:inf", "random,,scripted"])
+@pytest.mark.parametrize(
+    "text", ["", "nobody", "random:0", "random:-1", "random:nan", "random:inf", "random,,scripted"]
+)
 def test_an_impossible_mix_is_refused(text: str) -> None:
     with pytest.raises(OptionError) as caught:
         parse_mix(text)

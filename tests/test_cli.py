@@ -228,12 +228,12 @@ WRONG: list[tuple[tuple[str, ...], str | None]] = [
 
 @pytest.mark.parametrize(("words", "about"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
 def test_wrong_input_is_told_in_one_line(
-    words: tuple[str, ...], about: str | None, run: Run, tiny: Path, recording: Path, tmp_path: Path
+    words: tuple[str, ...], about: str | None, run: Run, tiny: Path, basic_recording: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("not what is wanted")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
-    places = {"tiny": str(tiny), "data": str(recording)}
+    places = {"tiny": str(tiny), "data": str(basic_recording)}
     before = sorted(tmp_path.rglob("*"))
 
     code, out, err = run(*(word.format(**places) for word in words))
@@ -341,9 +341,9 @@ def test_play_lists_what_is_shipped(run: Run, tiny: Path, monkeypatch: pytest.Mo
     assert "tiny: doom/basic, 320x240 at 17.5 Hz, tiny" in out
 
 
-def test_evaluate(run: Run, tiny: Path, recording: Path, tmp_path: Path) -> None:
+def test_evaluate(run: Run, tiny: Path, basic_recording: Path, tmp_path: Path) -> None:
     code, out, _ = run(
-        "evaluate", str(tiny), "--data", str(recording), "--out", "report", "--windows", "3", "--rollouts", "1",
+        "evaluate", str(tiny), "--data", str(basic_recording), "--out", "report", "--windows", "3", "--rollouts", "1",
         "--rollout-frames", "2", "--device", "cpu", "--json", "summary.json",
     )  # fmt: skip
     assert code == 0
@@ -356,6 +356,8 @@ def test_bench(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     import engine.benchmark
 
     monkeypatch.setattr(engine.benchmark, "CEILING_SECONDS", 0.0)
+    monkeypatch.setattr(engine.benchmark, "CEILING_SIZE", {"cpu": 256})
+    monkeypatch.setattr(engine.benchmark, "CEILING_FLOATS", 2**20)
     monkeypatch.setattr(engine.benchmark, "WARMUP_FRAMES", 1)
     threads = torch.get_num_threads()
     words = ("--frames", "2", "--steps", "1", "2", "--device", "cpu", "--threads", "1", "--dtype", "float32")

@@ -20,6 +20,7 @@ import gamengen.checkpoints
 from agents.errors import CheckpointError, DataError, GamengenError, OptionError, SpecError
 from engine.game import NeuralGame
 from gamengen.checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
+from gamengen.cli import main
 from gamengen.create import CreateOptions, create_game, make_plan
 from gamengen.evaluation import EvaluateOptions
 from gamengen.stages import summarise, train_autoencoder, train_denoiser
@@ -50,12 +51,12 @@ def options(out: Path, **changes: Any) -> CreateOptions:
     return CreateOptions(**{**values, **changes})
 
 
-def test_what_create_leaves(tiny_work: Path, recording: Path) -> None:
+def test_what_create_leaves(tiny_work: Path, basic_recording: Path) -> None:
     summary = json.loads((tiny_work / "summary.json").read_text())
     assert summary["play"] == f"gamengen play --checkpoint {summary['checkpoint']}"
     assert list(summary["stages_seconds"]) == ["record", "autoencoder", "encode", "denoiser", "decoder", "evaluate"]
     assert summary["minutes"] > 0
-    assert summary["frames"] == sum(info.frames for info in Recording.open(recording).episodes())
+    assert summary["frames"] == sum(info.frames for info in Recording.open(basic_recording).episodes())
     checkpoint = load_checkpoint(tiny_work / "tiny")
     assert summarise(checkpoint.metrics).items() <= summary.items()
     config = checkpoint.config
@@ -145,8 +146,6 @@ def test_killed_and_run_again_it_goes_on(tmp_path: Path) -> None:
     assert len(kept) >= 5
 
     with pytest.raises(SystemExit) as left:
-        from gamengen.cli import main
-
         main(words)
     assert left.value.code == 0
     assert [path.stat().st_mtime_ns for path in kept] == times, "what was done is not done again"

@@ -167,8 +167,9 @@ def test_an_impossible_action_is_refused_and_harms_nothing(make: Callable[..., A
 class FakeGame(gymnasium.Env[np.ndarray, Any]):
     """Shows the last action as a bar of colour; ends after 30 steps."""
 
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
+
     def __init__(self, actions: gymnasium.Space[Any], render_mode: str | None = None) -> None:
-        self.metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
         self.action_space, self.render_mode = actions, render_mode
         self.observation_space = gymnasium.spaces.Box(0, 1, (1,), np.float32)
         self.native: list[Any] = []

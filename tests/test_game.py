@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -316,7 +317,7 @@ def test_shipped_turns_the_right_way(doom: NeuralGame, key: str, side: int) -> N
     scores = []
     for spawn in range(min(8, doom.spawn_count)):
         frames = hold(doom, spawn, [key], 5)
-        for before, after in zip(frames[:-1], frames[1:], strict=True):
+        for before, after in itertools.pairwise(frames):
             found = likeness(before, after)
             scores.append(max(found[side * s] for s in range(8, 31)) - max(found[-side * s] for s in range(8, 31)))
     assert np.mean(scores) > 0.025, scores
@@ -331,7 +332,7 @@ def flash(frames: np.ndarray) -> np.ndarray:
 
 @shipped
 def test_shipped_fire_flashes(doom: NeuralGame) -> None:
-    """The real game's pistol flashes in the third frame after the key, with 430 such pixels; else there are hardly any."""
+    """The real game's pistol flashes by the third frame after the key, with 430 such pixels; else hardly any are."""
     count = min(8, doom.spawn_count)
     flashes = 0
     for spawn in range(count):

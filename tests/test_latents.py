@@ -82,7 +82,8 @@ def test_stale_cache_is_refused(recording: Recording, model: Autoencoder, tmp_pa
     assert weights_hash(other) == weights_hash(model)
     with torch.no_grad():
         next(other.parameters()).view(-1)[0] += 0.1
-    for use in (lambda: load_latents(tmp_path / "cache", other), lambda: encode_recording(recording, other, tmp_path / "cache")):  # fmt: skip
+    cache = tmp_path / "cache"
+    for use in (lambda: load_latents(cache, other), lambda: encode_recording(recording, other, cache)):
         with pytest.raises(DataError, match="another autoencoder"):
             use()
     load_latents(tmp_path / "cache", model)  # nothing was harmed

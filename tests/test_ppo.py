@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from agents.actions import ActionSet
 from agents.agent import make_agent
 from agents.environments import make_environment
 from agents.errors import OptionError
-from agents.ppo import PPOOptions, combinations, train_ppo
+from agents.policy import combinations
+from agents.ppo import DecisionEnvironment, PPOOptions, train_ppo
 from recorder.record import StreamRecorder
 from recorder.recording import Recording, RecordingHeader
 
@@ -83,7 +86,60 @@ def test_an_agent_of_another_game_or_no_agent_is_refused(trained: tuple[Path, Re
         make_agent(str(damaged), ActionSet(("MOVE_LEFT", "MOVE_RIGHT", "ATTACK")))
 
 
-@pytest.mark.parametrize("changes", [{"steps": 0}, {"environments": -1}, {"device": "tpu"}, {"seed": -1}])
+class Witness:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.frames: list[tuple[np.ndarray, np.ndarray, float, dict[str, float]]] = []
+        self.ends: list[tuple[bool, bool]] = []
+
+    def add(
+        self, index: int, frame: np.ndarray, action: np.ndarray, reward: float, variables: dict[str, float]
+    ) -> None:
+        self.frames.append((frame, action, reward, variables))
+
+    def end(self, index: int, terminated: bool, truncated: bool) -> None:
+        self.ends.append((terminated, truncated))
+
+
+def test_every_frame_of_a_decision_is_told_with_the_games_own_reward(tmp_path: Path) -> None:
+    witness = Witness()
+    game = DecisionEnvironment(options(tmp_path / "a", hold=3), 0, witness)
+    game.reset(seed=1)
+    first = game._frame
+    game.step(5)
+    assert len(witness.frames) == 3 and witness.ends == []
+    assert (witness.frames[0][0] == first).all()  # the action is told with the frame it is held on
+    assert all((action == game.table[5]).all() for _, action, _, _ in witness.frames)
+    assert witness.frames[0][2] <= -2  # doom/basic: -1 a tic
+    game.close()
+
+
+def test_an_engine_that_dies_cuts_the_episode_short(tmp_path: Path) -> None:
+    witness = Witness()
+    game = DecisionEnvironment(options(tmp_path / "a"), 0, witness)
+    game.reset(seed=1)
+    game.step(0)
+    os.kill(game._env._engine.pid, signal.SIGKILL)
+    ended = False
+    while not ended:  # what it had already answered may still come
+        *_, terminated, truncated, _ = game.step(0)
+        ended = terminated or truncated
+    assert (terminated, truncated) == (False, True) and witness.ends == [(False, True)]
+    game.reset()
+    assert not any(game.step(0)[2:4])
+    game.close()
+
+
+def test_minutes_end_training_and_the_agent_is_kept(tmp_path: Path) -> None:
+    summary = train_ppo(options(tmp_path / "a.safetensors", steps=10**9, minutes=1e-9))
+    assert 0 < summary.steps < 100
+    make_agent(summary.agent, ActionSet(("MOVE_LEFT", "MOVE_RIGHT", "ATTACK")))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"steps": 0}, {"minutes": 0.0}, {"environments": -1}, {"device": "tpu"}, {"seed": -1}]
+)
 def test_options_are_checked(changes: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(OptionError):
         options(tmp_path / "a", **changes)
