@@ -73,7 +73,6 @@ class NeuralGame:
             raise OptionError(f"batch must be at least 1, got {batch}", "--batch", "give a positive number")
         if dtype not in ("auto", "bfloat16", "float32"):
             raise OptionError("unknown dtype", dtype, "use auto, bfloat16 or float32")
-        check_seed(seed)
         # A copy of what is given: another game may compute with it on another device or in another dtype.
         loaded = copy.deepcopy(checkpoint) if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
         self.config = loaded.config
@@ -142,7 +141,12 @@ class NeuralGame:
         return len(self._spawns.latents)
 
     def reseed(self, seed: int) -> None:
-        """Draw spawns and noise from ``seed`` from now on, as a new game would."""
+        """Draw spawns and noise from ``seed`` from now on, as a new game would.
+
+        Raises:
+            OptionError: the seed is negative or too large.
+        """
+        check_seed(seed)
         self.seed = seed
         self._rng = np.random.default_rng(seed)
         self._count, self.spawn = 0, -1

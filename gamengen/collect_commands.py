@@ -132,6 +132,8 @@ class AgentTrain:
     """The agent's file."""
     steps: int = 1_000_000
     """Decisions in all."""
+    minutes: float | None = None
+    """Stop after so many minutes at the latest."""
     environments: int = 8
     """Games played side by side."""
     hold: int = 2

@@ -85,6 +85,8 @@ class Play:
             return _shipped_table()
         if self.frames is not None and self.frames < 1:
             raise OptionError(f"must be at least 1, got {self.frames}", "--frames", "give a positive number")
+        if self.video is not None and not self.headless:
+            raise OptionError("a video is written without a window", "--video", "add --headless, or press F6 in play")
         if not self.headless:
             from engine.window import check_display
 
@@ -310,12 +312,14 @@ class Evaluate:
     def run(self) -> dict[str, Any]:
         """Evaluate."""
         from gamengen.checkpoints import load_checkpoint
+        from gamengen.devices import choose_device, describe_device
         from gamengen.evaluation import EvaluateOptions, evaluate_checkpoint, record_for
         from recorder.recording import Recording
 
         if (self.data is None) == (self.record is None):
             raise OptionError("give either a recording or frames to record", "--data, --record", "--record 4000")
         options = EvaluateOptions(self.windows, self.rollouts, self.rollout_frames, self.seed)
+        device = choose_device(self.device)
         checkpoint = load_checkpoint(self.checkpoint)
         if self.data is not None:
             recording = Recording.open(self.data)
@@ -324,7 +328,8 @@ class Evaluate:
             if self.record < 1:
                 raise OptionError(f"must be at least 1, got {self.record}", "--record", "for example --record 4000")
             recording = record_for(checkpoint, self.record, self.out / "recording")
-        return evaluate_checkpoint(checkpoint, recording, self.out, options, self.device)
+        metrics = evaluate_checkpoint(checkpoint, recording, self.out, options, str(device))
+        return {"device": describe_device(device), **metrics}
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def train_autoencoder(
     """``gamengen train autoencoder``: returns the last held-out figures."""
     stage = _stage(data, work, preset, init, options, device)
     fit_autoencoder(stage, options)
-    return _last_figures(work / "autoencoder")
+    return {"device": describe_device(stage.device), **_last_figures(work / "autoencoder")}
 
 
 def train_denoiser(
@@ -214,7 +214,7 @@ def train_denoiser(
     denoiser = fit_denoiser(stage, autoencoder, latents, options)
     minutes = {name: round(seconds / 60, 1) for name, seconds in _stage_seconds(work).items()}
     metrics = finish_checkpoint(stage, autoencoder, denoiser, latents[0], out, minutes, EvaluateOptions(64, 4))
-    return {"checkpoint": str(out), **summarise(metrics)}
+    return {"checkpoint": str(out), "device": describe_device(stage.device), **summarise(metrics)}
 
 
 def summarise(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -37,13 +37,15 @@ def load_frame_pool(recording: Recording, limit: int = POOL_FRAMES) -> FramePool
     pools = []
     for paths, most in ((train, limit), (held_out, HELD_OUT_FRAMES)):
         stride = max(1, -(-sum(frames[path] for path in paths) // most))
-        parts = []
+        ends = np.cumsum([len(range(done % stride, frames[path], stride)) for done, path in enumerate(paths)])
+        # Filled in place: the pool is gigabytes, and episodes kept beside it would be several times that.
+        pool = np.empty((ends[-1], recording.header.height, recording.header.width, 3), np.uint8)
         with progress("reading frames", len(paths), "episodes") as show:
             for done, path in enumerate(paths):
-                # A copy: a slice would keep the whole episode in memory.
-                parts.append(read_episode(path).frames[done % stride :: stride].copy())
+                picked = read_episode(path).frames[done % stride :: stride]
+                pool[ends[done] - len(picked) : ends[done]] = picked
                 show(done + 1, "")
-        pools.append(np.concatenate(parts))
+        pools.append(pool)
     return FramePool(*pools)
 
 

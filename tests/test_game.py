@@ -50,6 +50,18 @@ def test_the_same_seed_gives_the_same_frames(make: Callable[..., NeuralGame]) ->
     assert (first != other).any()
 
 
+def test_reseeding_is_as_good_as_new(make: Callable[..., NeuralGame]) -> None:
+    game = make(seed=1)
+    play(game)
+    game.reseed(2)
+    game.reset()
+    new = make(seed=2)
+    assert game.spawn == new.spawn
+    np.testing.assert_array_equal(play(game), play(new))
+    with pytest.raises(OptionError, match="--seed"):
+        game.reseed(-1)
+
+
 def test_noise_and_keys_matter(make: Callable[..., NeuralGame]) -> None:
     games = [make(seed=seed) for seed in (1, 1, 2)]
     for game in games:
