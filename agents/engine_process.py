@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ENGINE_SECONDS = 120.0  # starting takes 0.2 s and a step 1 ms, but a starved machine may need much longer
+DEAD_SECONDS = 5.0  # a waiting call notices a dead engine at once, or never
 CLONE_FS = 0x200  # linux/sched.h: what a thread shares with its process, the working folder among it
 OWNER = "GAMENGEN_ENGINE_OWNER"
 PREFIX = "gamengen-doom-"
@@ -35,6 +36,11 @@ INSTANCE = r"\w{6,}"
 SHARED_MEMORY = Path("/dev/shm")
 
 _environ_lock = threading.Lock()
+
+# Called where an engine died in the middle of a message: ViZDoom 1.3.2 then waits for ever for a lock that
+# the dead engine holds, and only the end of our own process ends that. A process that can be replaced,
+# such as a recording worker, sets this to a function that ends it.
+when_stuck: Callable[[], None] | None = None
 
 
 class EngineProcess:
@@ -101,6 +107,10 @@ class EngineProcess:
             yield
         finally:
             self.call = None
+
+    def has_died(self) -> bool:
+        """Whether the engine was started and its process is no more."""
+        return self.pid is not None and self.pid not in _engine_pids()
 
     def _leave_behind(self) -> None:
         if self.pid is None:
@@ -188,9 +198,12 @@ class _Watchdog:
                     continue
                 last_call, seconds = before.get(engine, (call, 0.0))
                 waiting[engine] = (call, seconds + pause if last_call == call else 0.0)
-                if waiting[engine][1] > ENGINE_SECONDS and engine.call == call:
+                seconds = waiting[engine][1]
+                if seconds > ENGINE_SECONDS and engine.call == call:
                     engine.timed_out = True
                     engine.kill()
+                if seconds > DEAD_SECONDS and when_stuck and engine.has_died() and engine.call == call:
+                    when_stuck()
 
 
 _watchdog = _Watchdog()

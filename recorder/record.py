@@ -184,6 +184,7 @@ class _Run:
         ticks = self._context.RawValue("Q", 0)
         arguments = (self._recording, self._options, self._mix, os.getpid(), theirs, self._stop, ticks)
         process = self._context.Process(target=work, args=arguments, daemon=True)
+        _start_tracker()
         with _later_interrupts():
             process.start()
             self._workers.append(_Worker(process, ours, ticks, number))
@@ -341,6 +342,14 @@ def _remove_orphans(spec: str) -> None:
         from agents.doom import remove_orphans
 
         remove_orphans()
+
+
+def _start_tracker() -> None:
+    """Start multiprocessing's own helper process now: where a worker's start starts it, it lets Ctrl-C through."""
+    if sys.platform != "win32":
+        from multiprocessing import resource_tracker
+
+        resource_tracker.ensure_running()
 
 
 @contextlib.contextmanager

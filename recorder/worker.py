@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from agents import engine_process
 from agents.agent import AgentShare, make_agent
 from agents.environments import make_environment
 from agents.errors import EngineError, GamengenError
@@ -50,6 +51,7 @@ def work(
     if sys.platform != "win32":
         os.setsid()  # Ctrl-C in the terminal is for the parent: it would end our engine under our feet
     _keep_descriptors()
+    engine_process.when_stuck = lambda: os._exit(1)  # the parent starts another worker
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the processors already
     players = Players(recording, options, mix)
     try:

@@ -163,6 +163,21 @@ def test_engine_that_hangs_is_an_error(environment: DoomEnvironment, monkeypatch
     environment.reset(seed=5)
 
 
+def test_engine_that_dies_in_the_middle_of_a_message_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a call never returns; what can be done is to end the process, as recording workers do."""
+    told: list[str] = []
+    monkeypatch.setattr(engine_process, "ENGINE_SECONDS", 0.4)
+    monkeypatch.setattr(engine_process, "DEAD_SECONDS", 0.2)
+    monkeypatch.setattr(engine_process, "when_stuck", lambda: told.append("stuck"))
+    engine = engine_process.EngineProcess()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    engine.pid = ended.pid
+    with engine.answering():
+        _wait(lambda: bool(told))
+    engine.end()
+
+
 def test_engine_that_hangs_is_closed(environment: DoomEnvironment) -> None:
     environment.reset(seed=5)
     assert environment._engine is not None

@@ -105,10 +105,10 @@ def recorder_process(folder: Path, frames: int = 1_000_000, workers: int = 2) ->
         below = family(process.pid)
         if process.poll() is None:
             process.kill()
-        process.communicate()
-        for pid in below:
+        for pid in below:  # before the pipe is read: they hold it open
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
+        process.communicate()
         remove_orphans()
 
 
