@@ -24,6 +24,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("train", "autoencoder"): ("TrainAutoencoder", "train an autoencoder on a recording"),
     ("train", "denoiser"): ("TrainDenoiser", "train a denoiser on a recording, given an autoencoder"),
     ("evaluate",): ("Evaluate", "measure a checkpoint against the real game"),
+    ("lpips",): ("ConvertLpips", "convert LPIPS weights, for evaluate --lpips-weights"),
     ("bench",): ("Bench", "measure speed on this machine"),
     ("info",): ("Info", "versions, devices and shipped checkpoints"),
 }

@@ -14,6 +14,7 @@ import tyro
 
 from agents.errors import OptionError
 from gamengen.collect_commands import AgentEvaluate, AgentTrain, DataExport, DataInfo, DataPreview, DataVerify
+from gamengen.evaluate_commands import CheckpointName, ConvertLpips, Evaluate, Json
 
 if TYPE_CHECKING:
     from engine.frame_times import PlaySummary
@@ -23,6 +24,7 @@ __all__ = [
     "AgentEvaluate",
     "AgentTrain",
     "Bench",
+    "ConvertLpips",
     "Create",
     "DataExport",
     "DataInfo",
@@ -37,9 +39,7 @@ __all__ = [
 ]
 
 MIX = "scripted:0.6,random:0.4"
-Json = Annotated[Path | None, tyro.conf.arg(help="write the summary to this file as JSON too")]
 Spec = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
-CheckpointName = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CHECKPOINT]")]
 
 
 @dataclass(frozen=True)
@@ -278,58 +278,6 @@ class TrainDenoiser:
 
         options = TrainOptions(self.minutes, self.steps, self.muon_lr, 5e-4, seed=self.seed)
         return train_denoiser(self.data, self.work, self.out, self.preset, self.init, options, self.device)
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Measure a checkpoint on episodes it never saw, recorded or recorded anew.
-
-    Example: gamengen evaluate --record 4000 --out report
-
-    Example: gamengen evaluate mygame --data runs/mygame/recording --out report
-    """
-
-    checkpoint: CheckpointName = None
-    """Name or folder; the default is the shipped one."""
-    data: Path | None = None
-    """A recording of the same game; episodes that the checkpoint was trained on are left out."""
-    record: int | None = None
-    """Record this many frames with new seeds, into OUT/recording."""
-    out: Path = Path("evaluation")
-    """Folder for metrics.json and pictures."""
-    windows: int = 256
-    """Teacher-forced predictions."""
-    rollouts: int = 16
-    """Free plays."""
-    rollout_frames: int = 64
-    """Frames of each."""
-    seed: int = 0
-    """Seed of the sampling noise."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    json: Json = None
-
-    def run(self) -> dict[str, Any]:
-        """Evaluate."""
-        from gamengen.checkpoints import load_checkpoint
-        from gamengen.devices import choose_device, describe_device
-        from gamengen.evaluation import EvaluateOptions, evaluate_checkpoint, record_for
-        from recorder.recording import Recording
-
-        if (self.data is None) == (self.record is None):
-            raise OptionError("give either a recording or frames to record", "--data, --record", "--record 4000")
-        options = EvaluateOptions(self.windows, self.rollouts, self.rollout_frames, self.seed)
-        device = choose_device(self.device)
-        checkpoint = load_checkpoint(self.checkpoint)
-        if self.data is not None:
-            recording = Recording.open(self.data)
-        else:
-            assert self.record is not None
-            if self.record < 1:
-                raise OptionError(f"must be at least 1, got {self.record}", "--record", "for example --record 4000")
-            recording = record_for(checkpoint, self.record, self.out / "recording")
-        metrics = evaluate_checkpoint(checkpoint, recording, self.out, options, str(device))
-        return {"device": describe_device(device), **metrics}
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,10 @@ from gamengen.checkpoints import (
 )
 from gamengen.devices import choose_device, describe_device
 from gamengen.diffusion import check_seed
-from gamengen.evaluation import EvaluateOptions
+from gamengen.evaluation.options import QUICK, EvaluateOptions
+from gamengen.evaluation.results import summarise
 from gamengen.presets import find_preset
-from gamengen.stages import Stage, encode, finish_checkpoint, fit_autoencoder, fit_denoiser, refine_decoder, summarise
+from gamengen.stages import Stage, encode, finish_checkpoint, fit_autoencoder, fit_denoiser, refine_decoder
 from gamengen.training import TrainOptions
 from recorder.record import RecordOptions, record_episodes
 from recorder.recording import Recording, write_json
@@ -42,6 +43,7 @@ RECORDED_PER_SECOND = 300  # a worker
 ENCODED_PER_SECOND = {"cpu": 110, "cuda": 5_000}
 RECORDING_SHARE = 0.3  # of the budget, at most
 EVALUATION_SHARE = 0.05
+PLAYED_FRAMES = 64  # of each free play that the evaluation at the end measures
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,9 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     denoiser = work.timed("denoiser", lambda: fit_denoiser(stage, autoencoder, latents, training))
     if plan.decoder_minutes > 0:
         refining = TrainOptions(minutes=plan.decoder_minutes, muon_lr=0.01, adam_lr=5e-4, seed=options.seed)
-        work.timed("decoder", lambda: refine_decoder(stage, autoencoder, refining))
-    scope = EvaluateOptions(windows=64, rollouts=4) if minutes < 10 else EvaluateOptions()
+        work.timed("decoder", lambda: refine_decoder(stage, autoencoder, denoiser, latents, refining))
+    windows, rollouts = (64, 4) if minutes < 10 else (256, 16)
+    scope = EvaluateOptions(windows, rollouts, PLAYED_FRAMES, QUICK, options.seed)
     took = {name: round(seconds / 60, 1) for name, seconds in work.stages.items()}
     metrics = work.timed(
         "evaluate",

@@ -49,6 +49,7 @@ def denoising_loss(
     target: torch.Tensor,
     generator: torch.Generator,
     metric: torch.Tensor | None = None,
+    context_noise: float = CONTEXT_NOISE_MAX,
 ) -> torch.Tensor:
     """Weighted squared error of the predicted next latent, one value a sample (B,).
 
@@ -60,6 +61,7 @@ def denoising_loss(
         generator: the only source of randomness.
         metric: (C, C), applied to the channels of the error before it is squared; see
             :func:`gamengen.train_denoiser.visible_metric`.
+        context_noise: highest noise level of the context; 0 leaves the augmentation out.
     """
     batch, device = len(target), target.device
 
@@ -71,7 +73,7 @@ def denoising_loss(
 
     sigma = torch.sigmoid(SIGMA_MEAN + SIGMA_STD * torch.randn(batch, generator=generator, device=device))
     sigma = torch.where(rand(batch) < PURE_NOISE_SHARE, 1.0, sigma)
-    level = CONTEXT_NOISE_MAX * rand(batch).square()  # low levels, which play uses, are seen more often
+    level = context_noise * rand(batch).square()  # low levels, which play uses, are seen more often
     noised = context + level[:, None, None, None, None] * randn(context)
     at = sigma[:, None, None, None]
     predicted = denoiser((1 - at) * target + at * randn(target), sigma, noised, actions, level)

@@ -53,6 +53,9 @@ def fidelity_table(metrics: dict[str, Any]) -> str:
 
 def _drift_line(metrics: dict[str, Any]) -> str:
     drift = metrics["drift"]
-    marks = [frame for frame in (1, 8, 16, 32, 64) if frame <= len(drift["frames"])]
+    if drift is None:
+        return ""
+    known = len(drift["frames"])
+    marks = [frame for frame in (1, 16, 64, 256, 512) if frame <= known and drift["psnr"][frame - 1] is not None]
     points = ", ".join(f"{drift['psnr'][frame - 1]:.2f} dB after {frame}" for frame in marks)
     return f"Free play under recorded actions ({drift['steps']} steps a frame): {points} frames."

@@ -30,11 +30,15 @@ from gamengen.checkpoints import (
 from gamengen.denoiser import Denoiser
 from gamengen.devices import choose_device, describe_device, place
 from gamengen.diffusion import SamplerConfig
-from gamengen.evaluation import EvaluateOptions, evaluate_checkpoint, unseen_episodes
+from gamengen.evaluation.evaluate import evaluate_checkpoint
+from gamengen.evaluation.options import QUICK, EvaluateOptions
+from gamengen.evaluation.results import summarise
+from gamengen.evaluation.windows import unseen_episodes
 from gamengen.latents import LatentEpisodes, encode_recording, gather_windows, load_latents, window_starts
 from gamengen.model_card import write_card
 from gamengen.presets import find_preset
 from gamengen.train_autoencoder import POOL_FRAMES, AutoencoderTask, load_frame_pool
+from gamengen.train_decoder import DecoderTask, predict_frames
 from gamengen.train_denoiser import DenoiserTask
 from gamengen.training import Trainer, TrainOptions, load_finished
 from recorder.recording import Recording
@@ -80,18 +84,19 @@ def fit_autoencoder(stage: Stage, options: TrainOptions) -> Autoencoder:
     return model.eval()
 
 
-def refine_decoder(stage: Stage, autoencoder: Autoencoder, options: TrainOptions) -> Autoencoder:
-    """Train the decoder on, with the encoder as it is; or load it where this budget is spent already.
-
-    The autoencoder bounds every frame's quality, and its decoder goes on learning when the latents
-    are long made.
-    """
+def refine_decoder(
+    stage: Stage,
+    autoencoder: Autoencoder,
+    denoiser: Denoiser,
+    latents: tuple[LatentEpisodes, LatentEpisodes],
+    options: TrainOptions,
+) -> Autoencoder:
+    """Train the decoder on, for true and for predicted latents; or load it where this budget is spent already."""
     folder = stage.work / "decoder"
     if not load_finished(autoencoder, folder, options):
-        pool = load_frame_pool(stage.recording, POOL_FRAMES)
         seed = stage.seed + 2  # other crops than the autoencoder saw
-        task = AutoencoderTask(autoencoder, pool, seed, stage.batch("autoencoder"), decoder_only=True)
-        Trainer(task, options, folder).run()
+        frames = predict_frames(stage.recording, *latents, denoiser, seed)
+        Trainer(DecoderTask(autoencoder, *frames, seed, stage.batch("autoencoder")), options, folder).run()
     return autoencoder.eval()
 
 
@@ -213,17 +218,9 @@ def train_denoiser(
     latents = encode(stage, autoencoder)
     denoiser = fit_denoiser(stage, autoencoder, latents, options)
     minutes = {name: round(seconds / 60, 1) for name, seconds in _stage_seconds(work).items()}
-    metrics = finish_checkpoint(stage, autoencoder, denoiser, latents[0], out, minutes, EvaluateOptions(64, 4))
+    scope = EvaluateOptions(64, 4, 64, QUICK)
+    metrics = finish_checkpoint(stage, autoencoder, denoiser, latents[0], out, minutes, scope)
     return {"checkpoint": str(out), "device": describe_device(stage.device), **summarise(metrics)}
-
-
-def summarise(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The few figures of ``metrics.json`` that a summary shows."""
-    return {
-        "autoencoder_psnr": metrics["autoencoder"]["psnr"],
-        "copy_last_psnr": metrics["copy_last"]["psnr"],
-        **{f"psnr_{steps}_steps": figure["psnr"] for steps, figure in metrics["teacher_forced"].items()},
-    }
 
 
 def _start_from(model: nn.Module, source: nn.Module, stage: Stage) -> None:

@@ -19,6 +19,7 @@ POOL_FRAMES = 12_000  # 2.8 GB at 320x240
 HELD_OUT_FRAMES = 64
 SQUARE_WEIGHT = 5.0  # of the squared error, beside the absolute one
 LATENT_NOISE = 0.1  # at most, on the decoder's input in training
+CROP = (128, 160)  # height and width in pixels
 
 
 @dataclass(frozen=True)
@@ -50,22 +51,13 @@ def load_frame_pool(recording: Recording, limit: int = POOL_FRAMES) -> FramePool
 
 
 class AutoencoderTask:
-    """Reconstruct random crops; see :class:`gamengen.training.Task`.
+    """Reconstruct random crops; see :class:`gamengen.training.Task`."""
 
-    With ``decoder_only`` the encoder stays as it is, so that latents made with it stay true.
-    """
+    name = "autoencoder"
 
     def __init__(
-        self,
-        model: Autoencoder,
-        pool: FramePool,
-        seed: int,
-        batch: int = 16,
-        crop: tuple[int, int] = (128, 160),
-        decoder_only: bool = False,
+        self, model: Autoencoder, pool: FramePool, seed: int, batch: int = 16, crop: tuple[int, int] = CROP
     ) -> None:
-        self.name = "decoder" if decoder_only else "autoencoder"
-        model.encoder.requires_grad_(not decoder_only)
         self._device = next(model.parameters()).device
         self.model: nn.Module = place(model, self._device)
         self._autoencoder, self._pool, self._seed, self._batch = model, pool, seed, batch
@@ -80,8 +72,7 @@ class AutoencoderTask:
         latents = self._autoencoder.encode(pixels)
         scale = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, generator=generator, device=self._device)
         noise = torch.randn(latents.shape, generator=generator, device=self._device)
-        error = self._autoencoder.decode(latents + scale * noise).float() - pixels
-        return error.abs().mean() + SQUARE_WEIGHT * error.square().mean()
+        return reconstruction_loss(self._autoencoder.decode(latents + scale * noise), pixels)
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Held-out PSNR, and originals above reconstructions."""
@@ -99,16 +90,25 @@ class AutoencoderTask:
         frames = self._pool.train
         crops = []
         for index in rng.integers(len(frames), size=self._batch):
-            offsets = []
-            for size, crop in zip(frames.shape[1:3], self._crop, strict=True):
-                # Offsets keep the latent grid, and run past the edges before they are clamped:
-                # else the HUD, at the very bottom, would hardly be seen.
-                steps = (size - crop) // FACTOR
-                reach = crop // FACTOR // 2
-                offsets.append(FACTOR * int(np.clip(rng.integers(-reach, steps + reach + 1), 0, steps)))
-            top, left = offsets
+            top, left = (crop_offset(rng, size, crop) for size, crop in zip(frames.shape[1:3], self._crop, strict=True))
             crops.append(frames[index, top : top + self._crop[0], left : left + self._crop[1]])
         return np.stack(crops)
+
+
+def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """Absolute plus weighted squared error of ``decoded`` (B, 3, H, W) against ``pixels``."""
+    error = decoded.float() - pixels
+    return error.abs().mean() + SQUARE_WEIGHT * error.square().mean()
+
+
+def crop_offset(rng: np.random.Generator, size: int, crop: int) -> int:
+    """Where a crop begins, on the latent grid.
+
+    Offsets run past the edges before they are clamped: else the HUD, at the very bottom, would hardly be seen.
+    """
+    steps = (size - crop) // FACTOR
+    reach = crop // FACTOR // 2
+    return FACTOR * int(np.clip(rng.integers(-reach, steps + reach + 1), 0, steps))
 
 
 def frame_psnr(real: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,8 @@ from agents.errors import DataError
 from gamengen.autoencoder import Autoencoder
 from gamengen.denoiser import Denoiser
 from gamengen.devices import place
-from gamengen.diffusion import SamplerConfig, denoising_loss, sample_next
+from gamengen.diffusion import CONTEXT_NOISE_MAX, SamplerConfig, denoising_loss, sample_next
+from gamengen.evaluation.similarity import STILL_PSNR, frame_ssim, sharpness
 from gamengen.latents import LatentEpisodes, gather_windows, window_starts
 from gamengen.train_autoencoder import frame_psnr
 from gamengen.training import step_generator
@@ -46,12 +47,13 @@ class DenoiserTask:
         held_out: LatentEpisodes,
         seed: int,
         batch: int = 32,
+        context_noise: float = CONTEXT_NOISE_MAX,
     ) -> None:
         self._device = next(model.parameters()).device
         self.model: nn.Module = place(model, self._device)
         self._denoiser, self._autoencoder = model, autoencoder
         self._train, self._held_out = train.to(self._device), held_out
-        self._seed, self._batch = seed, batch
+        self._seed, self._batch, self._context_noise = seed, batch, context_noise
         self._metric = visible_metric(autoencoder, self._train.latents, seed)
         self._window = model.config.context + 1
         longest = max(train.lengths)
@@ -76,7 +78,10 @@ class DenoiserTask:
             own = self._follow(*gather_windows(self._train, starts, self._window + frames), frames, generator)
             latents, actions = torch.cat([latents, own[0]]), torch.cat([actions, own[1]])
         context, held, target = latents[:, :-1], actions[:, :-1], latents[:, -1]
-        return denoising_loss(self._denoiser, context, held, target, generator, self._metric).mean()
+        losses = denoising_loss(
+            self._denoiser, context, held, target, generator, self._metric, self._context_noise
+        )  # fmt: skip
+        return losses.mean()
 
     def _follow(
         self, latents: torch.Tensor, actions: torch.Tensor, frames: int, generator: torch.Generator
@@ -91,7 +96,11 @@ class DenoiserTask:
         return latents[:, frames:], actions[:, frames:]
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Held-out latent error and PSNR at 1 and 4 steps, copy-last beside it, and a rollout."""
+        """A cheap version of what ``gamengen evaluate`` measures, and a rollout.
+
+        Latent error, PSNR and SSIM at 1 and 4 steps, PSNR of still and of moving frames, copy-last beside them;
+        after 32 frames of free play PSNR and sharpness (1 is the real game's). All against decoded latents.
+        """
         context = self._denoiser.config.context
         window = min(context + ROLLOUT_FRAMES, max(self._held_out.lengths))
         all_starts = window_starts(self._held_out.lengths, window)
@@ -99,7 +108,9 @@ class DenoiserTask:
         latents, actions = (part.to(self._device) for part in gather_windows(self._held_out, all_starts[picks], window))
         generator = step_generator(self._seed, 0, self._device)
         real = self._frames(latents[:, context])
-        figures = {"copy_last_psnr": float(frame_psnr(real, self._frames(latents[:, context - 1])).mean())}
+        copied = frame_psnr(real, self._frames(latents[:, context - 1]))
+        still = copied >= STILL_PSNR
+        figures = {"copy_last_psnr": float(copied.mean())}
         sheet = [real[:6]]
         for steps in (1, 4):
             noise = torch.randn(1, *latents[:, 0].shape, generator=generator, device=self._device)
@@ -108,7 +119,12 @@ class DenoiserTask:
             )
             figures[f"latent_error_{steps}"] = float((sampled.float() - latents[:, context]).square().mean())
             frames = self._frames(sampled)
-            figures[f"psnr_{steps}"] = float(frame_psnr(real, frames).mean())
+            psnr = frame_psnr(real, frames)
+            figures[f"psnr_{steps}"] = float(psnr.mean())
+            figures[f"ssim_{steps}"] = float(frame_ssim(real.numpy(), frames.numpy()).mean())
+            for name, chosen in (("still", still), ("moving", ~still)):
+                if chosen.any():
+                    figures[f"{name}_psnr_{steps}"] = float(psnr[chosen].mean())
             sheet.append(frames[:6])
         played = latents[:8].clone()
         for frame in range(window - context):
@@ -119,6 +135,7 @@ class DenoiserTask:
             )
         last, last_real = self._frames(played[:, -1]), self._frames(latents[:8, -1])
         figures["rollout_psnr"] = float(frame_psnr(last_real, last).mean())
+        figures["rollout_sharpness"] = float(sharpness(last.numpy()).mean() / sharpness(last_real.numpy()).mean())
         rows = [*sheet, last_real[:6], last[:6]]
         return figures, {
             "real_predicted_rollout": np.concatenate([np.concatenate(list(row.numpy()), axis=1) for row in rows])

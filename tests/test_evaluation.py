@@ -10,15 +10,20 @@ from typing import Any
 import pytest
 import torch
 
-import gamengen.evaluation
+import gamengen.evaluation.drift
+import gamengen.evaluation.evaluate
+import gamengen.evaluation.teacher_forced
 from agents.actions import ActionSet
 from agents.errors import DataError, OptionError
 from gamengen.checkpoints import Checkpoint
-from gamengen.evaluation import EvaluateOptions, evaluate_checkpoint, unseen_episodes
+from gamengen.cli import main
+from gamengen.evaluation.evaluate import evaluate_checkpoint
+from gamengen.evaluation.options import QUICK, EvaluateOptions
+from gamengen.evaluation.windows import unseen_episodes
 from gamengen.model_card import write_card
 from recorder.recording import Recording
 
-SMALL = EvaluateOptions(windows=6, rollouts=2, rollout_frames=3)
+SMALL = EvaluateOptions(windows=6, rollouts=2, rollout_frames=3, measures=QUICK)
 UNSEEN = {"seed": 1000, "height": 48, "width": 80}
 Make = Callable[..., Recording]
 
@@ -38,12 +43,14 @@ def test_schema(checkpoint: Checkpoint, recording: Recording, tmp_path: Path) ->
     assert json.loads((tmp_path / "out" / "deep" / "metrics.json").read_text()) == metrics
     assert (metrics["checkpoint"], metrics["spec"]) == ("made-up", "gym/stripes")
     assert (metrics["episodes"], metrics["frames"]) == (3, 6)
-    assert list(metrics["teacher_forced"]) == ["1", "2", "4"]
+    assert list(metrics["teacher_forced"]) == ["1", "2", "4", "8"]
     for figure in (metrics["autoencoder"], metrics["copy_last"], *metrics["teacher_forced"].values()):
         assert set(figure) == {"psnr", "pooled_psnr", "ssim", "lpips", "ci95"}
         assert 0 < figure["psnr"] <= 60
         assert figure["ci95"] >= 0
-        assert figure["ssim"] is figure["lpips"] is None, "not measured yet"
+        assert -1 <= figure["ssim"] <= 1
+        assert figure["lpips"] is None
+    assert "lpips.safetensors" in metrics["not_measured"]["lpips"]
     assert metrics["drift"]["frames"] == [1, 2, 3]
     assert metrics["drift"]["steps"] == checkpoint.config.sampler.steps
     assert len(metrics["drift"]["psnr"]) == len(metrics["drift"]["still_psnr"]) == 3
@@ -58,7 +65,7 @@ def test_schema(checkpoint: Checkpoint, recording: Recording, tmp_path: Path) ->
 def test_the_same_seed_gives_the_same_figures(checkpoint: Checkpoint, recording: Recording) -> None:
     first, again = (evaluate_checkpoint(checkpoint, recording, None, SMALL, "cpu") for _ in range(2))
     assert first == again
-    other = evaluate_checkpoint(checkpoint, recording, None, EvaluateOptions(6, 2, 3, seed=1), "cpu")
+    other = evaluate_checkpoint(checkpoint, recording, None, EvaluateOptions(6, 2, 3, QUICK, seed=1), "cpu")
     assert other["teacher_forced"] != first["teacher_forced"]
     assert other["copy_last"] == first["copy_last"]
 
@@ -66,14 +73,15 @@ def test_the_same_seed_gives_the_same_figures(checkpoint: Checkpoint, recording:
 @pytest.fixture
 def still_life(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> Recording:
     """A recording in which nothing ever moves."""
-    read = gamengen.evaluation.read_episode
+    read = gamengen.evaluation.drift.read_episode
 
     def read_still(*arguments: Any) -> Any:
         episode = read(*arguments)
         episode.frames[:] = read(arguments[0], 0, 1).frames
         return episode
 
-    monkeypatch.setattr(gamengen.evaluation, "read_episode", read_still)
+    for module in (gamengen.evaluation.drift, gamengen.evaluation.teacher_forced):
+        monkeypatch.setattr(module, "read_episode", read_still)
     return recording
 
 
@@ -151,11 +159,21 @@ def test_another_games_recording(
     assert caught.value.where == str(tmp_path / "data")
 
 
-def test_episodes_too_short(checkpoint: Checkpoint, recording: Recording) -> None:
-    with pytest.raises(DataError, match="no held-out episode has 16 frames"):
-        evaluate_checkpoint(checkpoint, recording, None, EvaluateOptions(2, 2, rollout_frames=12), "cpu")
-    metrics = evaluate_checkpoint(checkpoint, recording, None, EvaluateOptions(2, 2, rollout_frames=10), "cpu")
-    assert len(metrics["drift"]["psnr"]) == 10, "the longest has 14, of which 4 are the start"
+def test_episodes_too_short(made_up: Callable[..., Checkpoint], make_recording: Make, tmp_path: Path) -> None:
+    recording = make_recording(tmp_path / "data", [4, 3], **UNSEEN)
+    with pytest.raises(DataError, match="no held-out episode has 5 frames"):
+        evaluate_checkpoint(made_up(), recording, None, SMALL, "cpu")
+
+
+def test_free_play_outlasts_the_episode(checkpoint: Checkpoint, recording: Recording) -> None:
+    """Then there is nothing to compare with, and that is said."""
+    options = EvaluateOptions(2, 2, 14, QUICK)
+    drift = evaluate_checkpoint(checkpoint, recording, None, options, "cpu")["drift"]
+    assert len(drift["psnr"]) == len(drift["sharpness"]) == 14
+    assert drift["compared"][0] == 2
+    assert drift["compared"][-1] == 0, "the longest episode has 14 frames, of which 4 are the start"
+    assert drift["psnr"][-1] is None
+    assert drift["sharpness"][-1] > 0
 
 
 @pytest.mark.parametrize("name", ["windows", "rollouts", "rollout_frames"])
@@ -172,7 +190,7 @@ def test_a_report_that_cannot_be_written_is_told_at_once(
     checkpoint: Checkpoint, recording: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(gamengen.evaluation, "_Measurement", None)  # not even begun
+    monkeypatch.setattr(gamengen.evaluation.evaluate, "measure_windows", None)  # not even begun
     with pytest.raises(DataError, match="cannot write the report"):
         evaluate_checkpoint(checkpoint, recording, tmp_path / "file" / "out", SMALL, "cpu")
 
@@ -186,3 +204,41 @@ def test_a_trained_checkpoint_on_the_real_game(tiny_work: Path) -> None:
     assert metrics["autoencoder"]["psnr"] > 8
     assert all(figure["psnr"] > 8 for figure in metrics["teacher_forced"].values())
     assert metrics["copy_last"]["psnr"] > 15
+
+
+# --- everything, on the real game ---
+
+
+def test_everything_on_the_real_game(
+    tiny: Path, basic_recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All measures of a tiny checkpoint, and the paired differences to itself, by the command."""
+    words = ["evaluate", str(tiny), "--record", "700", "--out", str(tmp_path / "report"), "--device", "cpu"]
+    words += ["--windows", "8", "--rollouts", "6", "--rollout-frames", "36", "--judge-steps", "20"]
+    words += ["--agent-seeds", "2", "--agent-frames", "20", "--compare", str(tiny)]
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 0, capsys.readouterr().err
+    out = tmp_path / "report"
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert set(metrics["regions"]) == {"hud", "weapon", "world"}
+    assert metrics["drift"]["frames"][-1] == 36
+    assert metrics["no_action"]["starts"] == 4
+    assert 1 <= metrics["return"]["there_and_back"]["starts"] <= 8, "some games end on the way"
+    assert metrics["agent"]["seeds"] == 2
+    assert set(metrics["action_f1"]["real"]) == {"MOVE_LEFT", "MOVE_RIGHT", "ATTACK", "mean"}
+    assert set(metrics["not_measured"]) >= {"lpips", "fvd"}
+    report = (out / "report.md").read_text()
+    assert f"{metrics['teacher_forced']['4']['psnr']:.2f}" in report
+    assert "gamengen lpips --sdist" in report
+    for name in ("rollout_0.mp4", "rollout.png", "drift.png", "steps.png"):
+        assert (out / name).stat().st_size > 500
+        assert name in report
+    comparison = json.loads((out / "comparison.json").read_text())
+    assert all(row["difference"] == 0 for row in comparison["rows"]), "a checkpoint is as good as itself"
+    before = (out / "metrics.json").read_bytes()
+    for part in (out / "parts").glob("free_play_*"):
+        part.write_bytes(b"killed in the middle")
+    with pytest.raises(SystemExit):
+        main(words[:-2])
+    assert (out / "metrics.json").read_bytes() == before, "gone on with, it finds the same"

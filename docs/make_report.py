@@ -1,0 +1,147 @@
+"""Put an evaluation of the shipped checkpoint into the documentation: ``python docs/make_report.py FOLDER``.
+
+FOLDER is what ``gamengen evaluate`` wrote. The report goes to ``docs/report``; the figures go to the README, to
+``docs/paper.md``, and to the checkpoint's ``metrics.json`` and model card, so that all of them say the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gamengen.checkpoints import DEFAULT_CHECKPOINT, SHIPPED, read_config
+from gamengen.model_card import write_card
+from recorder.pictures import save_png
+from recorder.recording import write_json
+
+ROOT = Path(__file__).parents[1]
+REPORT = ROOT / "docs" / "report"
+STEPS = ("1", "2", "4")
+SHEETS = ("teacher_forced.png", "rollout.png")
+PAPER_STEPS = {"1": "25.47 (distilled 31.10)", "2": "31.91", "4": "32.58"}
+
+
+def main() -> None:
+    """Copy the report, then write the figures wherever they are told."""
+    report = Path(sys.argv[1])
+    REPORT.mkdir(exist_ok=True)
+    for path in sorted(report.iterdir()):
+        if path.suffix in (".md", ".png") or path.name == "metrics.json":
+            shutil.copy(path, REPORT / path.name)
+    for name in SHEETS:  # half the size is enough for a page
+        save_png(REPORT / name, np.asarray(Image.open(report / name).reduce(2)))
+    metrics, bench = read_metrics(), newest_benchmark()
+    weights = SHIPPED / DEFAULT_CHECKPOINT
+    write_json(weights / "metrics.json", metrics)
+    (weights / "README.md").write_text(write_card(read_config(weights), metrics))
+    write_block(ROOT / "README.md", readme_figures(metrics, bench))
+    write_block(ROOT / "docs" / "paper.md", paper_figures(metrics, bench))
+
+
+def read_metrics() -> dict[str, Any]:
+    """The figures of ``docs/report``."""
+    return json.loads((REPORT / "metrics.json").read_text())
+
+
+def newest_benchmark() -> dict[str, Any]:
+    """The newest file of ``benchmarks`` whose rows are of the shipped checkpoint on a CPU."""
+    found = [json.loads(path.read_text()) for path in sorted((ROOT / "benchmarks").glob("*cores*.json"))]
+    return found[-1]
+
+
+def readme_figures(metrics: dict[str, Any], bench: dict[str, Any]) -> str:
+    """The README's table."""
+    rows = {str(row["steps"]): row for row in bench["rows"] if row["batch"] == 1 and row["mode"] == "eager"}
+    forced = metrics["teacher_forced"]
+
+    def line(label: str, values: list[str]) -> str:
+        return f"| {label} | " + " | ".join(values) + " |"
+
+    lines = [
+        "| | 1 step | 2 steps | 4 steps (default) |",
+        "| --- | --- | --- | --- |",
+        line("frames a second, decoder and conversion to uint8 included", [f"{rows[s]['fps']:.1f}" for s in STEPS]),
+        line("p50 / p99 of a frame, ms", [f"{rows[s]['p50_ms']:.1f} / {rows[s]['p99_ms']:.1f}" for s in STEPS]),
+        line("next frame from real context, PSNR dB, mean over frames", [f"{forced[s]['psnr']:.2f}" for s in STEPS]),
+        line("the same, of the mean squared error", [f"{forced[s]['pooled_psnr']:.2f}" for s in STEPS]),
+        line("SSIM", [f"{forced[s]['ssim']:.3f}" for s in STEPS]),
+        line("LPIPS (AlexNet)", [_or_dash(forced[s]["lpips"]) for s in STEPS]),
+    ]
+    ceiling, copied, drift = metrics["autoencoder"], metrics["copy_last"], metrics["drift"]
+    marks = [frame for frame in (1, 16, 64, 256) if frame <= len(drift["psnr"]) and drift["psnr"][frame - 1]]
+    points = ", ".join(f"{drift['psnr'][frame - 1]:.2f} dB after {frame}" for frame in marks)
+    text = f"""
+Beside them: the autoencoder's ceiling is {ceiling["psnr"]:.2f} dB ({ceiling["pooled_psnr"]:.2f} of the mean error),
+and copying the last frame gives {copied["psnr"]:.2f} dB ({copied["pooled_psnr"]:.2f}): perfect where nothing moves,
+poor where the player turns, so the mean over frames flatters it. {_motion(metrics)}
+Free play under recorded actions: {points} frames. The full report: [docs/report/report.md](docs/report/report.md)."""
+    return "\n".join(lines) + "\n" + text
+
+
+def paper_figures(metrics: dict[str, Any], bench: dict[str, Any]) -> str:
+    """The table of ``docs/paper.md``."""
+    forced, drift = metrics["teacher_forced"], metrics["drift"]
+    fps = {str(row["steps"]): row["fps"] for row in bench["rows"] if row["batch"] == 1 and row["mode"] == "eager"}
+    after = round(3 * metrics["fps"])
+    free = drift["psnr"][after - 1] if len(drift["psnr"]) >= after else None
+    frechet = metrics.get("frechet") or {}
+    fvd = [_or_dash(frechet.get(length) if frechet.get("name") == "fvd" else None, 0) for length in ("16", "32")]
+    evaluate, bench_command = "`gamengen evaluate`", "`gamengen bench`"
+    rows = [
+        ("teacher-forced PSNR, dB", "29.43", f"{forced['4']['psnr']:.2f}", evaluate),
+        ("teacher-forced LPIPS", "0.249", _or_dash(forced["4"]["lpips"]), f"{evaluate} `--lpips-weights FILE`"),
+        *(
+            (f"PSNR, dB, sampling steps: {steps}", theirs, f"{forced[steps]['psnr']:.2f}", evaluate)
+            for steps, theirs in PAPER_STEPS.items()
+        ),
+        ("PSNR after 3 s of free play, dB", "19.0", _or_dash(free, 2), evaluate),
+        ("FVD of 16 / 32 frames", "114 / 186", " / ".join(fvd), f"{evaluate} `--i3d FILE`"),
+        ("raters take the real clip for real, 1.6 s / 3.2 s", "58 % / 60 %", "- / -", f"{evaluate} `--raters NAME`"),
+        ("frames a second, 4 steps", "20 (one TPU-v5)", f"{fps['4']:.1f} (two CPU cores)", bench_command),
+        (
+            "frames a second, 1 step",
+            "50 (distilled, one TPU-v5)",
+            f"{fps['1']:.1f} (two CPU cores, not distilled)",
+            bench_command,
+        ),
+    ]
+    lines = ["| | the paper | here | command |", "| --- | --- | --- | --- |"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), "", "A dash is what was not measured."])
+
+
+def write_block(path: Path, text: str) -> None:
+    """Replace what stands between the two marks of figures in ``path``."""
+    path.write_text(re.sub(BLOCK, lambda found: f"{found[1]}\n{text}\n{found[3]}", path.read_text(), flags=re.DOTALL))
+
+
+def read_block(path: Path) -> str:
+    """What stands between the two marks of figures in ``path``."""
+    found = re.search(BLOCK, path.read_text(), flags=re.DOTALL)
+    assert found, f"{path.name} has no marks of figures"
+    return found[2].strip()
+
+
+BLOCK = r"(<!-- figures[^>]*-->)(.*?)(<!-- end of figures -->)"
+
+
+def _motion(metrics: dict[str, Any]) -> str:
+    parts = [
+        f"{kind} frames ({part['share']:.0%} of them) {part['4']:.2f} dB against {part['copy_last']:.2f}"
+        for kind, part in metrics["motion"].items()
+    ]
+    return f"At 4 steps against copying: {', '.join(parts)}."
+
+
+def _or_dash(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()

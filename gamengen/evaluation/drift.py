@@ -1,0 +1,208 @@
+"""Free play: how far it drifts from the real game under the same actions, and whether it collapses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from agents.actions import ActionSet
+from gamengen.evaluation.collapse import CollapseDetector, frame_statistics
+from gamengen.evaluation.frechet import ClipFeatures, clips
+from gamengen.evaluation.intervals import ci95, rounded, rounded_list
+from gamengen.evaluation.similarity import frame_psnr, sharpness
+from gamengen.evaluation.subject import Subject, follow
+from gamengen.evaluation.windows import Start
+from recorder.episodes import read_actions, read_episode
+from recorder.pictures import VideoWriter, draw_held_keys
+
+if TYPE_CHECKING:
+    from gamengen.evaluation.judge import Judge
+    from gamengen.evaluation.lpips import Lpips
+
+SEGMENT = 64  # frames
+LPIPS_EVERY = 8  # frames: LPIPS costs as much as playing
+CLIP_FRAMES = (16, 32)
+READ_FRAMES = 64  # of each free play, from which the actions are read back: later the scenes differ too much
+CAMERA = ("TURN", "MOVE", "LOOK", "STRAFE")
+
+Values = dict[str, np.ndarray]
+
+
+def measure_rollouts(
+    subject: Subject,
+    starts: Sequence[Start],
+    count: int,
+    seed: int,
+    show: Callable[[int], None],
+    *,
+    lpips: Lpips | None = None,
+    judge: Judge | None = None,
+    features: ClipFeatures | None = None,
+) -> tuple[Values, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """Play ``count`` frames from each start under the recorded actions, all side by side.
+
+    Where an episode ends before, its actions begin anew and there is no real frame to compare with.
+
+    Args:
+        subject: the checkpoint.
+        starts: where to start; K frames from there are the real context.
+        count: frames of free play.
+        seed: of the sampling noise.
+        show: called with the number of frames made so far.
+        lpips: measures LPIPS, of every eighth frame.
+        judge: reads the actions back.
+        features: of clips, for the Fréchet distance.
+
+    Returns:
+        Arrays by name, the first axis over starts: ``psnr``, ``still_psnr``, ``sharpness``, ``real_sharpness``,
+        ``lpips`` (S, count), NaN where not known; ``statistics`` and ``moving`` for the collapse detector;
+        ``owner`` (S,); and over all starts ``held``/``neural_held``/``real_held`` (N, A) and
+        ``real_clips_<T>``/``neural_clips_<T>`` (N, F). And (real, neural, actions) of each start.
+    """
+    context = subject.context
+    episodes = [read_episode(info.path, start, start + context + count) for info, start in starts]
+    actions = np.stack([_endless_actions(info, start, context + count) for info, start in starts])
+    first = np.stack([episode.frames[:context] for episode in episodes])
+    neural = np.empty((len(starts), count, *first.shape[2:]), np.uint8)
+    playing = subject.play(first, actions[:, : context - 1], follow(actions[:, context - 1 :]), count, seed)
+    for step, newest in enumerate(playing):
+        neural[:, step] = newest
+        show((step + 1) * len(starts))
+
+    lists: dict[str, list[np.ndarray]] = {}
+    played = []
+    for number, (episode, frames) in enumerate(zip(episodes, neural, strict=True)):
+        real, held = episode.frames[context:], actions[number, context - 1 :]
+        row = {
+            "psnr": frame_psnr(real, frames[: len(real)]),
+            "still_psnr": frame_psnr(real, np.broadcast_to(first[number, -1], real.shape)),
+            "sharpness": sharpness(frames),
+            "real_sharpness": sharpness(real),
+        }
+        if lpips is not None:
+            picks = np.arange(0, len(real), LPIPS_EVERY)
+            row["lpips"] = np.full(count, np.nan)
+            row["lpips"][picks] = lpips.distance(real[picks], frames[picks])
+        rows: Values = {name: _filled(curve, count) for name, curve in row.items()}
+        rows["statistics"] = frame_statistics(np.concatenate([first[number, -1:], frames]))[1:]
+        rows["moving"] = moves_view(subject.config.action_set, held[:count])
+        rows["owner"] = np.array(float(starts[number][0].seed))
+        for name, array in rows.items():
+            lists.setdefault(name, []).append(array)
+        played.append((real, frames, held))
+    values = {name: np.stack(parts) for name, parts in lists.items()}
+    if judge is not None:
+        values |= _read_back(judge, played, first[:, -1])
+    if features is not None:
+        for length in CLIP_FRAMES:
+            for name, at in (("real", 0), ("neural", 1)):
+                found = [clip for one in played for clip in clips(one[at], length, length)]
+                if found:
+                    values[f"{name}_clips_{length}"] = features(np.stack(found))
+    return values, played
+
+
+def summarise_rollouts(values: Values, steps: int) -> dict[str, Any]:
+    """The ``drift`` row of ``metrics.json``: means over the starts, and over segments of 64 frames."""
+    count = values["psnr"].shape[1]
+    curves = {name: _mean(values[name]) for name in ("psnr", "still_psnr", "sharpness", "real_sharpness")}
+    lpips = _mean(values["lpips"]) if "lpips" in values else None
+    segments = []
+    for first in range(0, count, SEGMENT):
+        part = slice(first, min(first + SEGMENT, count))
+        segment: dict[str, Any] = {"from": first + 1, "to": part.stop}
+        for name in ("psnr", "still_psnr", "lpips", "sharpness", "real_sharpness"):
+            known = name in values and not np.isnan(values[name][:, part]).all()
+            segment[name] = rounded(float(np.nanmean(values[name][:, part])), 4) if known else None
+        segments.append(segment)
+    return {
+        "steps": steps,
+        "starts": len(values["psnr"]),
+        "frames": list(range(1, count + 1)),
+        "compared": [int(number) for number in (~np.isnan(values["psnr"])).sum(axis=0)],
+        **{name: rounded_list(curve) for name, curve in curves.items()},
+        "ci95": [rounded(ci95(column, values["owner"]), 2) for column in values["psnr"].T],
+        "lpips": None if lpips is None else rounded_list(lpips, 4),
+        "segments": segments,
+    }
+
+
+def summarise_collapse(
+    values: Values, detector: CollapseDetector, real: Sequence[np.ndarray], moving: Sequence[np.ndarray]
+) -> dict[str, Any]:
+    """The ``collapse`` row of ``metrics.json``.
+
+    Args:
+        values: of all free plays.
+        detector: fitted on other real episodes.
+        real: statistics of real episodes, for the rate of false alarms.
+        moving: where the view was moved in them.
+    """
+    first = [
+        detector.first_collapse(statistics, held > 0)
+        for statistics, held in zip(values["statistics"], values["moving"], strict=True)
+    ]
+    return {
+        "detector": f"windows of {detector.window} frames against {detector.sequences} real episodes",
+        "starts": len(first),
+        "collapsed": sum(frame is not None for frame in first),
+        "first": [None if frame is None else int(frame) + 1 for frame in first],
+        "real_episodes": len(real),
+        "false_alarm_rate": rounded(detector.false_alarm_rate(real, [part > 0 for part in moving])),
+    }
+
+
+def save_side_by_side(
+    path: Path, real: np.ndarray, neural: np.ndarray, actions: np.ndarray, action_set: ActionSet, fps: float
+) -> None:
+    """An MP4 of the real game beside the neural one (N, H, W, 3), the held keys drawn in.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    height, width = neural.shape[1:3]
+    with VideoWriter(path, fps, height, 2 * width) as video:
+        for number, frame in enumerate(neural):
+            left = real[number] if number < len(real) else np.zeros_like(frame)
+            video.append(np.concatenate([left, draw_held_keys(frame, action_set, actions[number])], axis=1))
+
+
+def _read_back(judge: Judge, played: list[tuple[np.ndarray, np.ndarray, np.ndarray]], last: np.ndarray) -> Values:
+    held, real_read, neural_read = [], [], []
+    for number, (real, frames, actions) in enumerate(played):
+        length = min(len(real), len(frames), READ_FRAMES)
+        readings = [
+            judge.read(np.concatenate([last[number : number + 1], part[:length]])).held for part in (real, frames)
+        ]
+        held.append(actions[: len(readings[0])])
+        real_read.append(readings[0])
+        neural_read.append(readings[1])
+    lengths = np.array([len(part) for part in held])
+    return {
+        "held": np.concatenate(held), "real_held": np.concatenate(real_read),
+        "neural_held": np.concatenate(neural_read), "held_lengths": lengths,
+    }  # fmt: skip
+
+
+def _endless_actions(info: Any, start: int, length: int) -> np.ndarray:
+    actions = read_actions(info.path)
+    return np.resize(np.roll(actions, -start, axis=0), (length, actions.shape[1]))
+
+
+def moves_view(action_set: ActionSet, held: np.ndarray) -> np.ndarray:
+    """Whether something that moves the view is held, (N,) bool."""
+    moving = [name.startswith(CAMERA) for name in action_set.names]
+    chosen = held[:, moving] if any(moving) else held - action_set.rest
+    return np.abs(chosen).sum(axis=1) > 0.1
+
+
+def _filled(values: np.ndarray, count: int) -> np.ndarray:
+    return np.concatenate([values, np.full(count - len(values), np.nan)]) if len(values) < count else values
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    known = (~np.isnan(values)).sum(axis=0)
+    return np.where(known > 0, np.nansum(values, axis=0) / np.maximum(known, 1), np.nan)

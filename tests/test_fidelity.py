@@ -1,0 +1,267 @@
+"""The measures of fidelity, each against a case whose answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agents.errors import DataError
+from gamengen.checkpoints import Checkpoint
+from gamengen.evaluation import drift, real_references, teacher_forced
+from gamengen.evaluation.intervals import ci95, pooled_psnr
+from gamengen.evaluation.parts import Parts
+from gamengen.evaluation.real_game import RealGame
+from gamengen.evaluation.similarity import frame_psnr, frame_ssim, region_psnr, regions, sharpness
+from gamengen.evaluation.subject import Subject
+from gamengen.evaluation.windows import Start
+from recorder.episodes import read_episode
+from recorder.recording import Recording
+
+Make = Callable[..., Recording]
+
+
+class Oracle(Subject):
+    """A model that knows the recording: latents are the frames themselves, and ``answer`` makes the next one."""
+
+    def __init__(self, checkpoint: Checkpoint, frames: np.ndarray, answer: Callable[[np.ndarray, int], np.ndarray]):
+        super().__init__(checkpoint, torch.device("cpu"))
+        self._frames, self._answer = frames, answer
+
+    def encode(self, frames: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(frames.astype(np.float32)).permute(0, 3, 1, 2)
+
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        return latents.permute(0, 2, 3, 1).numpy().astype(np.uint8)
+
+    def predict(
+        self, context: torch.Tensor, actions: torch.Tensor, noise: torch.Tensor, steps: int | None = None
+    ) -> torch.Tensor:
+        found = []
+        for newest in self.decode(context[:, -1]):
+            at = int(np.argmin(np.abs(self._frames.astype(int) - newest).sum(axis=(1, 2, 3))))
+            found.append(self._answer(self._frames, at))
+        return self.encode(np.stack(found))
+
+
+def perfect(frames: np.ndarray, at: int) -> np.ndarray:
+    return frames[at + 1]
+
+
+def copying(frames: np.ndarray, at: int) -> np.ndarray:
+    return frames[at]
+
+
+@pytest.fixture
+def counting(tmp_path: Path, make_recording: Make) -> tuple[Recording, np.ndarray]:
+    """One episode in which every frame differs from every other."""
+    recording = make_recording(tmp_path / "data", [14], seed=1000, height=48, width=80)
+    frames = np.random.default_rng(0).integers(0, 256, (14, 48, 80, 3), dtype=np.uint8)
+    return recording, frames
+
+
+@pytest.fixture
+def oracle(
+    counting: tuple[Recording, np.ndarray], made_up: Callable[..., Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Callable[..., Oracle], list[Start]]:
+    recording, frames = counting
+
+    def read(path: Path, start: int = 0, stop: int | None = None) -> Any:
+        episode = read_episode(path, start, stop)
+        episode.frames[:] = frames[start:stop]
+        return episode
+
+    for module in (teacher_forced, drift):
+        monkeypatch.setattr(module, "read_episode", read)
+    return lambda answer: Oracle(made_up(), frames, answer), [(recording.episodes()[0], start) for start in (0, 3, 7)]
+
+
+def test_a_perfect_model(oracle: tuple[Callable[..., Oracle], list[Start]]) -> None:
+    make, starts = oracle
+    values, columns = teacher_forced.measure_windows(make(perfect), starts, 0, 0, None)
+    figures = teacher_forced.summarise_windows(values)
+    for figure in (figures["autoencoder"], *figures["teacher_forced"].values()):
+        assert figure["psnr"] == figure["pooled_psnr"] == 60
+        assert figure["ssim"] == pytest.approx(1, abs=1e-4)
+    assert figures["copy_last"]["psnr"] < 15
+    assert figures["motion"]["moving"]["share"] == 1
+    assert "still" not in figures["motion"]
+    assert len(columns) == 3
+    plays, _ = drift.measure_rollouts(make(perfect), starts[:1], 6, 0, lambda frames: None)
+    curve = drift.summarise_rollouts(plays, 4)
+    assert curve["psnr"] == [60] * 6
+    assert curve["sharpness"] == curve["real_sharpness"]
+    assert curve["segments"][0]["psnr"] == 60
+
+
+def test_a_one_frame_shift(oracle: tuple[Callable[..., Oracle], list[Start]]) -> None:
+    """A model that is one frame late is as good as copying, no better."""
+    make, starts = oracle
+    values, _ = teacher_forced.measure_windows(make(copying), starts, 0, 0, None)
+    figures = teacher_forced.summarise_windows(values)
+    assert figures["teacher_forced"]["4"] == figures["copy_last"]
+    plays, _ = drift.measure_rollouts(make(copying), starts[:1], 6, 0, lambda frames: None)
+    assert np.array_equal(plays["psnr"], plays["still_psnr"]), "frozen frames"
+
+
+def test_where_the_episode_ends_there_is_nothing_to_compare(
+    oracle: tuple[Callable[..., Oracle], list[Start]],
+) -> None:
+    make, starts = oracle
+    plays, _ = drift.measure_rollouts(make(copying), starts, 9, 0, lambda frames: None)
+    known = (~np.isnan(plays["psnr"])).sum(axis=1)
+    assert known.tolist() == [9, 7, 3], "14 frames, of which 4 are the start"
+    curve = drift.summarise_rollouts(plays, 4)
+    assert curve["compared"] == [3, 3, 3, 2, 2, 2, 2, 1, 1]
+    assert curve["ci95"][0] is None, "one episode has no spread"
+
+
+def test_collapse_at_a_known_frame(oracle: tuple[Callable[..., Oracle], list[Start]]) -> None:
+    class Detector:
+        window, sequences = 2, 3
+
+        def first_collapse(self, statistics: np.ndarray, moving: np.ndarray) -> int | None:
+            return 4 if moving[0] else None
+
+        def false_alarm_rate(self, sequences: list[np.ndarray], moving: list[np.ndarray]) -> float:
+            return 0.25
+
+    values = {"statistics": np.zeros((2, 6, 3)), "moving": np.array([[1] * 6, [0] * 6])}
+    detector: Any = Detector()
+    summary = drift.summarise_collapse(values, detector, [np.zeros((6, 3))], [np.zeros(6)])
+    assert summary["first"] == [5, None], "frames count from 1"
+    assert (summary["collapsed"], summary["false_alarm_rate"]) == (1, 0.25)
+
+
+# --- similarity ---
+
+
+def test_similarity_of_known_frames() -> None:
+    rng = np.random.default_rng(0)
+    frame = rng.integers(0, 256, (1, 48, 64, 3), dtype=np.uint8)
+    assert frame_psnr(frame, frame)[0] == 60
+    off = np.full_like(frame, 100)
+    assert frame_psnr(off, off + 10)[0] == pytest.approx(20 * np.log10(25.5), abs=1e-3)
+    assert frame_ssim(frame, frame)[0] == pytest.approx(1, abs=1e-5)
+    assert frame_ssim(frame, rng.permutation(frame, axis=1))[0] < 0.2
+    smooth = (frame.astype(int) + np.roll(frame, 1, 1) + np.roll(frame, 1, 2) + np.roll(frame, 2, 2)) // 4
+    assert sharpness(smooth.astype(np.uint8))[0] < 0.6 * sharpness(frame)[0]
+    assert sharpness(off)[0] == 0
+
+
+def test_regions_divide_the_picture() -> None:
+    masks = regions("doom/basic", 240, 320)
+    assert sum(mask.astype(int) for mask in masks.values()).tolist() == np.ones((240, 320), int).tolist()
+    assert masks["hud"][239].all()
+    assert not masks["hud"][200].any()
+    assert masks["weapon"][190, 160]
+    assert not masks["weapon"][190, 20]
+    assert regions("gym/CartPole-v1", 240, 320) == {}
+    real = np.zeros((1, 240, 320, 3), np.uint8)
+    other = real.copy()
+    other[:, 239] = 255
+    assert region_psnr(real, other, masks["world"])[0] == pytest.approx(60)
+    assert region_psnr(real, other, masks["hud"])[0] < 20
+
+
+def test_intervals() -> None:
+    assert ci95([1.0, 1.0, 3.0, 3.0], [0, 0, 1, 1]) == pytest.approx(12.706), "two episodes: means 1 and 3"
+    assert ci95([1.0, 2.0], [5, 5]) is None
+    assert ci95([1.0, np.nan, 1.0], [0, 1, 2]) == 0
+    assert pooled_psnr(np.array([30.0, 30.0])) == pytest.approx(30)
+    assert pooled_psnr(np.array([60.0, 20.0])) == pytest.approx(23.01, abs=0.01)
+
+
+# --- against the real game ---
+
+
+@pytest.fixture(scope="module")
+def basic(basic_recording: Path) -> Recording:
+    return Recording.open(basic_recording)
+
+
+def test_the_real_game_replays(basic: Recording) -> None:
+    info = max(basic.episodes(), key=lambda info: info.frames)
+    episode = read_episode(info.path)
+    at = info.frames // 2
+    with RealGame(basic.header) as game:
+        assert game.seek(info, at)
+        frames = game.follow(episode.actions[at:-1])
+        assert np.array_equal(np.stack(frames), episode.frames[at + 1 :])
+        assert game.seek(info, 2), "and backwards"
+        other = basic.header.action_set.encode(["MOVE_LEFT"])
+        assert not np.array_equal(game.follow(np.stack([other] * 4))[-1], episode.frames[6]) or info.frames < 7
+
+
+def test_a_game_that_does_not_replay(basic: Recording, made_up: Callable[..., Checkpoint]) -> None:
+    info = replace(basic.episodes()[0], seed=basic.episodes()[0].seed + 17)  # as if the seed meant nothing
+    checkpoint = made_up(240, 320, action_set=basic.header.action_set, spec="doom/basic")
+    subject = Subject(checkpoint, torch.device("cpu"))
+    with RealGame(basic.header) as game:
+        assert not game.seek(info, 1)
+        assert real_references.measure_no_action(subject, game, (info, 0), 3, 0) is None
+        assert real_references.measure_return(subject, game, (info, 0), 0) == {}
+    assert real_references.summarise_return([(0, {})]) is None
+
+
+def test_there_and_back(basic: Recording, made_up: Callable[..., Checkpoint]) -> None:
+    """A model that stays where it is scores what the game's own start scores."""
+    header = basic.header
+    checkpoint = made_up(240, 320, action_set=header.action_set, spec="doom/basic")
+
+    class Still(Subject):
+        def play(self, frames: np.ndarray, actions: Any, choose: Any, count: int, seed: int) -> Any:
+            for step in range(count):
+                assert choose(step, frames[:, -1]).shape == (1, header.action_set.size)
+                yield frames[:, -1]
+
+    subject = Still(checkpoint, torch.device("cpu"))
+    info = max(basic.episodes(), key=lambda info: info.frames)
+    with RealGame(header) as game:
+        found = real_references.measure_return(subject, game, (info, 0), 0)
+        quiet = real_references.measure_no_action(subject, game, (info, 0), 5, 0)
+    assert set(found) == {"there_and_back"}, "one cannot turn in doom/basic"
+    part = found["there_and_back"]
+    assert part["neural"] == part["real"]
+    assert part["away"] < part["real"], "what was left is nearer again at the end"
+    assert float(part["frames"]) == 2 * real_references.AWAY_FRAMES
+    summary = real_references.summarise_return([(0, found), (1, found)])
+    assert summary is not None
+    assert summary["there_and_back"]["starts"] == 2
+    assert summary["there_and_back"]["ci95"] == 0
+    assert quiet is not None
+    row = real_references.summarise_no_action([quiet])
+    assert row["frames"] == [1, 2, 3, 4, 5]
+    assert row["sharpness"][0] == pytest.approx(row["real_sharpness"][0], rel=0.2)
+
+
+# --- interrupted ---
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
+    calls = []
+
+    def measure() -> dict[str, np.ndarray]:
+        calls.append(1)
+        return {"a": np.arange(3.0)}
+
+    for _ in range(2):
+        assert Parts(tmp_path / "parts", {"seed": 0}).take("one", measure)["a"].tolist() == [0, 1, 2]
+    assert len(calls) == 1
+    (tmp_path / "parts" / "one.npz").write_bytes(b"half")
+    assert Parts(tmp_path / "parts", {"seed": 0}).take("one", measure)["a"].tolist() == [0, 1, 2]
+    assert len(calls) == 2, "a damaged part is measured again"
+    assert Parts(tmp_path / "parts", {"seed": 1}).take("one", measure)["a"].tolist() == [0, 1, 2]
+    assert len(calls) == 3, "of other options"
+    assert Parts(None, {}).take("one", lambda: None) == {}
+
+
+def test_parts_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot write the report"):
+        Parts(tmp_path / "file" / "parts", {})
