@@ -60,7 +60,7 @@ def blurred(frames: np.ndarray, size: int = 7) -> np.ndarray:
 
 
 def fade(frames: np.ndarray, to: np.ndarray, start: int, length: int) -> np.ndarray:
-    share = np.clip((np.arange(len(frames)) - start) / length, 0, 1)[:, None, None, None]
+    share = np.clip((np.arange(len(frames), dtype=np.float32) - start) / length, 0, 1)[:, None, None, None]
     return ((1 - share) * frames + share * to).round().astype(np.uint8)
 
 
@@ -148,7 +148,7 @@ def test_slow_blur_over_200_frames(play: Play) -> None:
 
 def test_slow_drift_of_colour(play: Play) -> None:
     frames = play.frames[:260]
-    redder = np.clip(frames * np.array([1.8, 1.0, 0.4]), 0, 255)
+    redder = np.clip(frames * np.array([1.8, 1.0, 0.4], np.float32), 0, 255)
     first = play.first(fade(frames, redder, 60, 200))
     assert first is not None
     assert 60 < first < 260

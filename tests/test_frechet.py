@@ -22,7 +22,7 @@ from gamengen.evaluation.frechet import (
 )
 
 LENGTH, CLIPS = 8, 72
-KNOWN = (0.0, 0.0, 0.0, 0.0)
+KNOWN = (-31.354, 66.480, 17.971, -51.349)
 
 
 class FakeI3D(torch.nn.Module):
@@ -67,7 +67,7 @@ def of_moments(mean: np.ndarray, covariance: np.ndarray, count: int, seed: int) 
     """Features (count, F) whose mean and covariance are exactly these."""
     drawn = np.random.default_rng(seed).normal(size=(count, len(mean)))
     drawn -= drawn.mean(axis=0)
-    drawn = drawn @ np.linalg.inv(np.linalg.cholesky(np.cov(drawn, rowvar=False))).T
+    drawn = drawn @ np.linalg.inv(np.linalg.cholesky(np.atleast_2d(np.cov(drawn, rowvar=False)))).T
     return drawn @ np.linalg.cholesky(covariance).T + mean
 
 
@@ -142,7 +142,6 @@ def test_project_features_are_fixed(real: np.ndarray) -> None:
     assert np.array_equal(features, ProjectFeatures()(real[:4]))
     assert np.array_equal(features[1:2], ProjectFeatures()(real[1:2])), "a clip's do not depend on the others"
     assert ProjectFeatures.name == "clip_frechet"
-    assert not {"fvd", "fid"} & {ProjectFeatures.name}
 
 
 def test_project_features_of_a_known_clip() -> None:

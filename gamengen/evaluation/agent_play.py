@@ -191,7 +191,8 @@ def _play_one(environment: Any, player: Agent, judge: Judge, seed: int, start: i
     player.reset(seed)
     frame, info = environment.reset(seed=seed)
     seen: list[np.ndarray] = []
-    small, actions, variables, ended = [], [], [], False
+    small: list[np.ndarray] = []
+    actions, variables, ended = [], [], False
     while not ended and len(small) < start + frames:
         action = player.act(frame, info)
         seen += [np.array(frame)] if len(seen) < start else []
@@ -276,7 +277,7 @@ def true_outcome(judge: Judge, variables: Mapping[str, np.ndarray], start: int) 
 def count_events(chances: np.ndarray) -> int:
     """How often a probability (N,) rises above a half; what follows within three frames is the same event."""
     count, last = 0, -REFRACTORY - 1
-    for at in np.flatnonzero(chances > 0.5):
+    for at in np.flatnonzero(chances > 0.5).tolist():
         if at - last > REFRACTORY:
             count, last = count + 1, at
     return count
@@ -329,8 +330,8 @@ def _sum_up(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | 
     for name in OUTCOMES:
         values = [row[name] for row in rows if name in row]
         found = estimate(values) if values else None
-        table[name] = found and {
-            "mean": round(found.mean, 3),
-            "ci95": None if found.ci95 is None else round(found.ci95, 3),
-        }
+        if found is None:
+            table[name] = None
+        else:
+            table[name] = {"mean": round(found.mean, 3), "ci95": None if found.ci95 is None else round(found.ci95, 3)}
     return table

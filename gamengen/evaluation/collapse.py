@@ -1,7 +1,8 @@
 """Whether, and in which frame, a long free play collapses: to blur, noise, one colour, drifting colours or a still.
 
 There is no real frame to compare with after thousands of frames of free play, so pictures are judged by statistics
-that need none, and those are compared with what they are in real play. A collapse is a change that stays. Whether what is seen makes sense (a monster that is there or not) no such statistic tells.
+that need none, and those are compared with what they are in real play. A collapse is a change that stays. Whether what
+is seen makes sense (a monster that is there or not) no such statistic tells.
 """
 
 from __future__ import annotations
@@ -129,9 +130,9 @@ class CollapseDetector:
         Thresholds come from sequences that had no part in what they are measured against: the Gaussian is fitted
         anew without each sequence in turn (leave-one-out). A sequence's score is the highest that lasts as long as
         an alarm has to. The threshold is the quantile of those scores, or, as few sequences have no such quantile, the
-        prediction bound of a normal distribution if that is higher, and a margin. The false alarms are shared
-        equally by the scores. The rate is that of sequences as long as these: give them the length of the plays
-        that are to be judged.
+        prediction bound of a normal distribution if that is higher, and a margin; that of ``frozen`` is above every
+        window of real play. The false alarms are shared equally by the scores. The rate is that of sequences as long
+        as these: give them the length of the plays that are to be judged.
 
         Args:
             sequences: statistics (M, 34) of real play, one array an episode; those of fewer than ``3 * window - 1``
@@ -165,7 +166,8 @@ class CollapseDetector:
                 **_motion_scores(sequences[index][:, -1], held, window),
             }
             for name, score in scores.items():
-                highest[name].append(float(_lasting(score, window).max()))
+                lasting = score if name == "frozen" else _lasting(score, window)
+                highest[name].append(float(lasting.max()))
         known = {name: [value for value in values if value > -math.inf] for name, values in highest.items()}
         learned = {name: values for name, values in known.items() if len(values) >= FEWEST_SEQUENCES}
         thresholds = {name: _bound(name, values, false_alarm / len(learned)) for name, values in learned.items()}
@@ -326,6 +328,11 @@ def _shortest(window: int) -> int:
 
 def _bound(name: str, values: list[float], false_alarm: float) -> float:
     """A bound that another score like these is above with a probability of at most ``false_alarm``, and a margin."""
+    if name == "frozen":
+        # Who runs into a wall stands still; how long that lasts has no normal distribution. No picture is stiller
+        # than still, so that a margin on top of the stillest window of real play must leave room.
+        stillest = max(values)
+        return max(min(stillest + SMALLEST_MARGIN[name], STILL), stillest + 0.1)
     count = len(values)
     # Only the upper side counts: quiet sequences, in which next to nothing moves, are far below and no reason to wait.
     middle = float(np.median(values))
@@ -334,8 +341,6 @@ def _bound(name: str, values: list[float], false_alarm: float) -> float:
     margin = max(MARGIN * spread, SMALLEST_MARGIN[name])
     # Of count + 1 exchangeable values the new one is as likely to have any rank.
     seen = sorted(values)[min(count, math.ceil((count + 1) * (1 - false_alarm))) - 1]
-    if name == "frozen":  # no picture can be stiller than still
-        return max(min(bound + margin, STILL), seen + SMALLEST_MARGIN["picture"])
     return max(bound, seen) + margin
 
 

@@ -59,7 +59,8 @@ def gather_frames(episodes: list[EpisodeInfo], window: int, multiple: int) -> Fr
     count = min(len(runs), POOL_FRAMES // RUN_FRAMES)
     picked = [runs[round(i)] for i in np.linspace(0, len(runs) - 1, count)]
     has_skill = any(info.agent != "random" for info, _ in picked)
-    frames, actions, variables, skilled, last, starts, at = [], [], [], [], [], [], 0
+    starts: list[int] = []
+    frames, actions, variables, skilled, last, at = [], [], [], [], [], 0
     for info, start in picked:
         part = read_episode(info.path, start, start + RUN_FRAMES)
         length = len(part.frames)

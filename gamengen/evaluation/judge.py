@@ -7,7 +7,6 @@ comparison are measured with one instrument, and what it misreads on real frames
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,26 +16,23 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
 from torch.nn import functional as F
 
 from agents.actions import ActionSet
 from agents.errors import ActionError, CheckpointError, DataError, OptionError
 from gamengen.devices import place
 from gamengen.evaluation.frame_pool import FramePool, gather_frames, shrink
+from gamengen.evaluation.judge_network import FEATURES, PATCH, JudgeNetwork
+from gamengen.evaluation.judge_network import JUDGE_FRAMES as JUDGE_FRAMES
 from gamengen.muon import MuonAdamW
 from gamengen.training import autocast, learning_rate_factor, step_generator
 from recorder.episodes import EpisodeInfo, read_episode
 
-JUDGE_FRAMES = 4
 FORMAT_VERSION = 1
-PATCH = 4
-WIDTHS = (64, 96, 128)
-FEATURES = 128
 BATCH = 64
 MUON_RATE, ADAM_RATE = 0.02, 2e-3
 WEIGHTS = {"held": 1.0, "next_action": 0.5, "kills": 1.0, "ends": 0.5}  # of the parts of the loss
-VARIABLES_WEIGHT = 0.3
+VARIABLES_WEIGHT = 1.0
 MOST_VALUES = 128  # that are told apart of one game variable
 KILLS, HEALTH = "KILLCOUNT", "HEALTH"
 # What no picture shows: where the player is, and what has been counted since the episode began.
@@ -99,32 +95,6 @@ class JudgeConfig:
     def outputs(self) -> int:
         """How many outputs there are in all."""
         return int(list(self.heads.values())[-1].stop)
-
-
-class JudgeNetwork(nn.Module):
-    """Windows of small frames to features and to the outputs of all heads, one after the other."""
-
-    def __init__(self, height: int, width: int, outputs: int) -> None:
-        super().__init__()
-        one, two, three = WIDTHS
-        self.patches = nn.Linear(JUDGE_FRAMES * PATCH * PATCH * 3, one)
-        self.convolutions = nn.Sequential(
-            nn.SiLU(), nn.Conv2d(one, two, 3, stride=2, padding=1), nn.GroupNorm(8, two),
-            nn.SiLU(), nn.Conv2d(two, three, 3, stride=2, padding=1), nn.GroupNorm(8, three),
-            nn.SiLU(), nn.Conv2d(three, three, 3, padding=1), nn.GroupNorm(8, three), nn.SiLU(),
-        )  # fmt: skip
-        cells = math.ceil(height / (4 * PATCH)) * math.ceil(width / (4 * PATCH))
-        self.features = nn.Linear(three * cells, FEATURES)
-        self.outputs = nn.Linear(FEATURES, outputs)
-
-    def forward(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Windows (B, 4, h, w, 3) uint8 -> features (B, 128) and outputs (B, O), float32."""
-        batch, frames, height, width, _ = windows.shape
-        cells = windows.view(batch, frames, height // PATCH, PATCH, width // PATCH, PATCH, 3)
-        patches = cells.permute(0, 2, 4, 1, 3, 5, 6).flatten(3)
-        x = self.patches(patches.float() / 127.5 - 1).permute(0, 3, 1, 2)
-        features = F.silu(self.features(self.convolutions(x).flatten(1)))
-        return features.float(), self.outputs(features).float()
 
 
 class Judge:
