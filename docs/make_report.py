@@ -33,8 +33,11 @@ def main() -> None:
     report = Path(sys.argv[1])
     REPORT.mkdir(exist_ok=True)
     for path in sorted(report.iterdir()):
-        if path.suffix in (".md", ".png") or path.name == "metrics.json":
+        if path.suffix == ".png" or path.name == "metrics.json":
             shutil.copy(path, REPORT / path.name)
+    # The videos are megabytes each: whoever wants them runs the command.
+    lines = [line for line in (report / "report.md").read_text().splitlines() if ".mp4" not in line]
+    (REPORT / "report.md").write_text("\n".join(lines) + "\n")
     for name in SHEETS:  # half the size is enough for a page
         save_png(REPORT / name, np.asarray(Image.open(report / name).reduce(2)))
     metrics, bench = read_metrics(), newest_benchmark()
@@ -80,7 +83,9 @@ def readme_figures(metrics: dict[str, Any], bench: dict[str, Any]) -> str:
     text = f"""
 Beside them: the autoencoder's ceiling is {ceiling["psnr"]:.2f} dB ({ceiling["pooled_psnr"]:.2f} of the mean error),
 and copying the last frame gives {copied["psnr"]:.2f} dB ({copied["pooled_psnr"]:.2f}): perfect where nothing moves,
-poor where the player turns, so the mean over frames flatters it. {_motion(metrics)}
+poor where the player turns, so the mean over frames flatters it.
+{_motion(metrics)}
+
 Free play under recorded actions: {points} frames. The full report: [docs/report/report.md](docs/report/report.md)."""
     return "\n".join(lines) + "\n" + text
 

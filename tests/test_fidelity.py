@@ -121,21 +121,25 @@ def test_where_the_episode_ends_there_is_nothing_to_compare(
     assert curve["ci95"][0] is None, "one episode has no spread"
 
 
-def test_collapse_at_a_known_frame(oracle: tuple[Callable[..., Oracle], list[Start]]) -> None:
-    class Detector:
-        window, sequences = 2, 3
+def test_collapse_at_a_known_frame() -> None:
+    """A play that is unlike real ones from its start is blurred; one that becomes so has collapsed."""
+    rng = np.random.default_rng(0)
 
-        def first_collapse(self, statistics: np.ndarray, moving: np.ndarray) -> int | None:
-            return 4 if moving[0] else None
+    def play(frames: int = 240) -> np.ndarray:
+        return rng.standard_normal((frames, 34)) + rng.standard_normal(34)
 
-        def false_alarm_rate(self, sequences: list[np.ndarray], moving: list[np.ndarray]) -> float:
-            return 0.25
-
-    values = {"statistics": np.zeros((2, 6, 3)), "moving": np.array([[1] * 6, [0] * 6])}
-    detector: Any = Detector()
-    summary = drift.summarise_collapse(values, detector, [np.zeros((6, 3))], [np.zeros(6)])
-    assert summary["first"] == [5, None], "frames count from 1"
-    assert (summary["collapsed"], summary["false_alarm_rate"]) == (1, 0.25)
+    lessons = [play() for _ in range(12)], [np.ones(240, bool)] * 12
+    checks = [play() for _ in range(6)], [np.ones(240)] * 6
+    fine, blurred, broken = play(), play() + 40, play()
+    broken[150:, :10] += 60
+    values = {"statistics": np.stack([fine, blurred, broken]), "moving": np.ones((3, 240))}
+    values["statistics"][..., -1] = fine[:, -1]
+    summary = drift.summarise_collapse(values, lessons, checks)
+    assert summary["collapsed"] == 1
+    assert summary["first"][:2] == [None, None]
+    assert 150 <= summary["first"][2] <= 170, "frames count from 1"
+    assert summary["unlike_at_the_start"] == 1
+    assert summary["false_alarm_rate"] == 0
 
 
 # --- similarity ---

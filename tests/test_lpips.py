@@ -400,7 +400,7 @@ def test_the_figures_of_the_source_own_code(true: Lpips) -> None:
 def test_properties_on_a_real_game(true: Lpips, basic_recording: Path) -> None:
     """Equal frames, the next frame, the same frame blurred by a pixel, a frame of another game: always farther."""
     frames = read_episode(Recording.open(basic_recording).episodes()[0].path).frames
-    at = np.arange(10, 60, 10)
+    at = np.array([10, 30, 50])
     blurred = [Image.fromarray(frame).filter(ImageFilter.GaussianBlur(1)) for frame in frames[at]]
     environment: Any = make_environment("doom/defend_the_center", height=frames.shape[1], width=frames.shape[2])
     try:

@@ -96,7 +96,8 @@ class CollapseDetector:
     - ``picture``: log of the Mahalanobis distance of the mean statistics, all but the motion, from real play's;
     - ``flicker``: log of the mean change from frame to frame;
     - ``frozen``: the mean motion, negative, of the frames before which something was held that moves the view;
-      only where that is at least half of the window. A still picture while nothing is held is no collapse.
+      where that is less than half of the window, the score is that of the window before. A still picture while
+      nothing is held is no collapse.
 
     A window is alarmed where a score is above its threshold. An alarm takes as many alarmed windows in a row as two
     windows have frames: a flash or some broken frames, up to a window's length, raise none.
@@ -307,7 +308,10 @@ def _motion_scores(motion: np.ndarray, moving: np.ndarray | None, window: int) -
         assert moving.shape == motion.shape, (moving.shape, motion.shape)
         share = _windowed(moving[:, None].astype(np.float64), window)[:, 0]
         mean = _windowed((motion * moving)[:, None], window)[:, 0] / np.maximum(share, 1e-9)
-        scores["frozen"] = np.where(share >= 0.5 - 1e-9, -mean, -math.inf)
+        known = share >= 0.5 - 1e-9
+        # Where too little was held to tell, what was last known holds on: letting go of a key thaws nothing.
+        last = np.maximum.accumulate(np.where(known, np.arange(len(known)), 0))
+        scores["frozen"] = np.where(known[last], -mean[last], -math.inf)
     return scores
 
 

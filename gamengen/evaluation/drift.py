@@ -26,6 +26,8 @@ SEGMENT = 64  # frames
 LPIPS_EVERY = 8  # frames: LPIPS costs as much as playing
 CLIP_FRAMES = (16, 32)
 READ_FRAMES = 64  # of each free play, from which the actions are read back: later the scenes differ too much
+ANCHOR_FRAMES = 16  # of a play, from which its changes are measured
+START_FRAMES = 64
 CAMERA = ("TURN", "MOVE", "LOOK", "STRAFE")
 
 Values = dict[str, np.ndarray]
@@ -131,28 +133,46 @@ def summarise_rollouts(values: Values, steps: int) -> dict[str, Any]:
 
 
 def summarise_collapse(
-    values: Values, detector: CollapseDetector, real: Sequence[np.ndarray], moving: Sequence[np.ndarray]
+    values: Values,
+    lessons: tuple[list[np.ndarray], list[np.ndarray]],
+    checks: tuple[list[np.ndarray], list[np.ndarray]],
 ) -> dict[str, Any]:
     """The ``collapse`` row of ``metrics.json``.
 
+    A collapse is a change that stays: each play is measured from its own first second, so that a model that is a
+    little blurred from the start does not count as collapsed. How far its first second is from real play is
+    ``unlike_at_the_start``: the number of plays that the detector finds unlike real ones there.
+
     Args:
         values: of all free plays.
-        detector: fitted on other real episodes.
-        real: statistics of real episodes, for the rate of false alarms.
-        moving: where the view was moved in them.
+        lessons: statistics of real episodes, and where the view was moved in them, to learn from.
+        checks: those of other real episodes, for the rate of false alarms.
     """
+    detector = CollapseDetector.fit([since_the_start(part) for part in lessons[0]], lessons[1])
     first = [
-        detector.first_collapse(statistics, held > 0)
+        detector.first_collapse(since_the_start(statistics), held > 0)
         for statistics, held in zip(values["statistics"], values["moving"], strict=True)
     ]
+    absolute = CollapseDetector.fit(*lessons)
+    at_the_start = [absolute.first_collapse(part[:START_FRAMES]) is not None for part in values["statistics"]]
     return {
         "detector": f"windows of {detector.window} frames against {detector.sequences} real episodes",
         "starts": len(first),
         "collapsed": sum(frame is not None for frame in first),
         "first": [None if frame is None else int(frame) + 1 for frame in first],
-        "real_episodes": len(real),
-        "false_alarm_rate": rounded(detector.false_alarm_rate(real, [part > 0 for part in moving])),
-    }
+        "unlike_at_the_start": sum(at_the_start),
+        "real_episodes": len(checks[0]),
+        "false_alarm_rate": rounded(
+            detector.false_alarm_rate([since_the_start(part) for part in checks[0]], [part > 0 for part in checks[1]])
+        ),
+    }  # fmt: skip
+
+
+def since_the_start(statistics: np.ndarray) -> np.ndarray:
+    """Statistics (M, 34) of a play less those of its first frames; the motion, the last of them, stays as it is."""
+    changed = statistics - statistics[:ANCHOR_FRAMES].mean(axis=0)
+    changed[:, -1] = statistics[:, -1]
+    return changed
 
 
 def save_side_by_side(

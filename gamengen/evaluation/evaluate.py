@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from agents.errors import DataError
 from gamengen.checkpoints import Checkpoint
 from gamengen.devices import choose_device
-from gamengen.evaluation.collapse import CollapseDetector, frame_statistics
+from gamengen.evaluation.collapse import frame_statistics
 from gamengen.evaluation.drift import (
     CLIP_FRAMES,
     measure_rollouts,
@@ -211,7 +212,7 @@ class _Evaluation:
         lessons, checks = (self._real_play(infos, label) for infos, label in (
             (self._lessons, "lessons"), (self._episodes, "episodes")
         ))  # fmt: skip
-        return summarise_collapse(self._plays, CollapseDetector.fit(*lessons), *checks)
+        return summarise_collapse(self._plays, lessons, checks)
 
     def _real_play(self, infos: list[EpisodeInfo], label: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Statistics of real episodes, and where the view was moved in them."""
@@ -281,8 +282,12 @@ class _Evaluation:
     def _agent(self) -> dict[str, Any]:
         from gamengen.evaluation.agent_play import compare_agent
 
-        assert self._judge is not None
-        return compare_agent(self._subject, self._judge, self._recording.header, self._options)
+        def measure() -> Values:
+            assert self._judge is not None
+            found = compare_agent(self._subject, self._judge, self._recording.header, self._options)
+            return {"json": np.array(json.dumps(found))}
+
+        return json.loads(str(self._parts.take("agent", measure)["json"]))
 
     # --- against the real game
 

@@ -104,6 +104,9 @@ def _drift(metrics: dict[str, Any]) -> Figure | None:
     if _known(drift.get("still_psnr")):
         axes.plot(frames, _array(drift["still_psnr"]), color=COPY, label="start frame held still")
     axes.plot(frames, psnr, color=NEURAL, label="neural game")
+    # Where two or three plays are left the interval is wider than the page.
+    curves = np.concatenate([line.get_ydata() for line in axes.lines])
+    axes.set_ylim(np.nanmin(curves) - 2, np.nanmax(curves) + 3)
     axes.set_ylabel("PSNR, dB")
     axes.set_title("Free play against the real game under the same actions", pad=8)
     _mark_segments(axes, drift.get("segments") or [], "psnr")

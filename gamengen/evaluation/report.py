@@ -11,6 +11,7 @@ from urllib.parse import quote
 from agents.errors import DataError
 from gamengen.evaluation import plots
 from gamengen.evaluation.compare import comparison_table
+from gamengen.evaluation.lpips import HOW_TO
 from gamengen.evaluation.report_sections import PAPER_FVD, PAPER_RATERS, SECTIONS, Lines, Metrics, find_figure
 from gamengen.evaluation.tables import MISSING, number, percent, steps_label, table, with_interval
 from recorder.episodes import PARTIAL_SUFFIX
@@ -40,7 +41,7 @@ and a rate of the raters' answers has Wilson's interval. The same checkpoint, re
 figures on the same device."""
 
 REASONS = {
-    "lpips": "its weights were not given: `--lpips-weights FILE`",
+    "lpips": HOW_TO,
     "regions": "where the HUD and the weapon are is known for Doom's pictures only",
     "raters": "it takes people: `gamengen evaluate --raters`",
 }

@@ -141,6 +141,11 @@ def _collapse(metrics: Metrics) -> list[Lines]:
         f"{collapse['collapsed']} of {collapse['starts']} free plays collapse. The same detector raises a false alarm "
         f"in {percent(collapse['false_alarm_rate'])} of {real}."
     )
+    if collapse.get("unlike_at_the_start") is not None:
+        text += (
+            f" Changes are measured from each play's own first frames; in {collapse['unlike_at_the_start']} of"
+            f" {collapse['starts']} plays these already differ from real play, as a blurred picture does."
+        )
     first = sorted(frame for frame in collapse.get("first") or [] if frame is not None)
     if first:
         text += f" First frames of the collapses: {', '.join(map(str, first))}."
