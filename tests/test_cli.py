@@ -346,12 +346,14 @@ def test_play_lists_what_is_shipped(run: Run, tiny: Path, monkeypatch: pytest.Mo
 def test_evaluate(run: Run, tiny: Path, basic_recording: Path, tmp_path: Path) -> None:
     code, out, _ = run(
         "evaluate", str(tiny), "--data", str(basic_recording), "--out", "report", "--windows", "3", "--rollouts", "1",
-        "--rollout-frames", "2", "--device", "cpu", "--json", "summary.json",
+        "--rollout-frames", "2", "--measures", "drift", "--device", "cpu", "--json", "summary.json",
     )  # fmt: skip
     assert code == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert json.loads((tmp_path / "report" / "metrics.json").read_text()).items() <= summary.items()
-    assert "teacher forced" in out
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert summary["psnr_4_steps"] == metrics["teacher_forced"]["4"]["psnr"]
+    assert metrics["agent"] is metrics["collapse"] is None
+    assert "report.md" in out
 
 
 def test_bench(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

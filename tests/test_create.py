@@ -22,7 +22,6 @@ from engine.game import NeuralGame
 from gamengen.checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
 from gamengen.cli import main
 from gamengen.create import CreateOptions, create_game, make_plan
-from gamengen.evaluation import EvaluateOptions
 from gamengen.stages import summarise, train_autoencoder, train_denoiser
 from gamengen.training import TrainOptions
 from recorder.recording import Recording
@@ -275,4 +274,3 @@ def test_what_is_given_is_kept() -> None:
     plan = make_plan(options(Path("out"), frames=500, autoencoder_minutes=1.5, denoiser_minutes=2.5), "cpu", False)
     assert (plan.frames, plan.autoencoder_minutes, plan.denoiser_minutes) == (500, 1.5, 2.5)
     assert plan.record_seconds == 0, "there is a recording"
-    assert EvaluateOptions().rollout_frames == 64
