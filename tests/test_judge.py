@@ -102,10 +102,10 @@ def test_nothing_is_ever_held() -> None:
 
 def test_no_row_is_compared_with_one_of_another_sequence() -> None:
     held = np.zeros((24, 1))
-    held[[6, 15]] = 1  # the last frame of the first sequence that counts, the second of the second one
-    late = np.roll(held, 1, axis=0)
-    assert shift_test(held, late, held, [8, 16])["neural"] != shift_test(held, late, held, [24])["neural"]
-    assert shift_test(held[:3], late[:3], held[:3], [3])["real_peak"] is None, "too short"
+    held[7] = 1  # the last frame of the first sequence
+    late = np.roll(held, 1, axis=0)  # read in the first frame of the second one
+    assert shift_test(held, late, held, [24])["neural_peak"] == -1
+    assert shift_test(held, late, held, [8, 16])["neural_peak"] is None
 
 
 # --- what it is ---
@@ -189,8 +189,8 @@ def test_too_little_to_learn_from(make_recording: Callable[..., Recording], tmp_
 def test_windows_lie_within_one_run(stripes: list[Episode], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gamengen.evaluation.frame_pool.POOL_FRAMES", 200)
     pool = gather_frames([episode.info for episode in stripes], 4, 4)
-    assert pool.frames.shape == (200, 32, 48, 3), "five runs of 40"
-    assert len(pool.starts) == 5 * 37
+    assert pool.frames.shape == (184, 32, 48, 3), "eleven runs of 16, and the 8 frames that end an episode"
+    assert len(pool.starts) == 11 * 13 + 5
     colours = pool.frames[:, :, :, 2].amax((1, 2))  # each episode has its own
     for start in pool.starts.tolist():
         assert len(colours[start : start + 4].unique()) == 1
