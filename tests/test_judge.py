@@ -189,8 +189,8 @@ def test_too_little_to_learn_from(make_recording: Callable[..., Recording], tmp_
 def test_windows_lie_within_one_run(stripes: list[Episode], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gamengen.evaluation.frame_pool.POOL_FRAMES", 200)
     pool = gather_frames([episode.info for episode in stripes], 4, 4)
-    assert pool.frames.shape == (184, 32, 48, 3), "eleven runs of 16, and the 8 frames that end an episode"
-    assert len(pool.starts) == 11 * 13 + 5
+    assert pool.frames.shape == (200, 32, 48, 3), "five runs of 40"
+    assert len(pool.starts) == 5 * 37
     colours = pool.frames[:, :, :, 2].amax((1, 2))  # each episode has its own
     for start in pool.starts.tolist():
         assert len(colours[start : start + 4].unique()) == 1

@@ -139,7 +139,7 @@ def compare_agent(subject: Subject, judge: Judge, header: RecordingHeader, optio
             for game, neural in zip(part, made, strict=True):
                 sides = [read_outcome(judge, frames, start) for frames in (game.frames, neural)]
                 rows["real"].append(sides[0])
-                rows["real_true"].append(true_outcome(judge, game, start))
+                rows["real_true"].append(true_outcome(judge, game.variables, start))
                 rows["neural"].append(sides[1])
                 rows["difference"].append({name: sides[1][name] - sides[0][name] for name in sides[0]})
     summary = {side: _sum_up(found) for side, found in rows.items()}
@@ -264,10 +264,10 @@ def read_outcome(judge: Judge, frames: np.ndarray, start: int) -> dict[str, floa
     return outcome
 
 
-def true_outcome(judge: Judge, game: RealGame, start: int) -> dict[str, float]:
-    """The same by the game's own variables, where it has them."""
-    known = {name: row[start - 1 :] for name, row in game.variables.items()}
-    alive = _survival(judge, known, np.zeros(len(game.frames) - start + 1, bool))
+def true_outcome(judge: Judge, variables: Mapping[str, np.ndarray], start: int) -> dict[str, float]:
+    """The same by the game's own variables, each (N,), where it has them."""
+    known = {name: row[start - 1 :] for name, row in variables.items()}
+    alive = _survival(judge, known, np.zeros(max(map(len, known.values()), default=1), bool))
     outcome = _losses(judge, known, alive)
     if judge.config.counts_kills:
         outcome["kills"] = float(known[KILLS][alive] - known[KILLS][0])
@@ -296,7 +296,7 @@ def _survival(judge: Judge, variables: Mapping[str, np.ndarray], ends: np.ndarra
     Row 0 of ``variables`` and ``ends`` is of the last frame of the start.
     """
     config = judge.config
-    if DEAD in config.ranges:
+    if DEAD in config.values:
         over = variables[DEAD] > 0.5
     elif config.last_health is not None:
         over = variables[HEALTH] <= config.last_health
@@ -308,8 +308,10 @@ def _survival(judge: Judge, variables: Mapping[str, np.ndarray], ends: np.ndarra
 
 def _losses(judge: Judge, variables: Mapping[str, np.ndarray], alive: int) -> dict[str, float]:
     """Survival, and what was lost of health and ammunition until then."""
-    read = judge.config.ranges
-    ammunition = [name for name in AMMO_NAMES if name in read] or [name for name in (SELECTED_AMMO,) if name in read]
+    values = judge.config.values
+    ammunition = [name for name in AMMO_NAMES if name in values] or [
+        name for name in (SELECTED_AMMO,) if name in values
+    ]
 
     def falls(name: str) -> float:
         return float(np.maximum(0, -np.diff(variables[name][: alive + 1])).sum())
@@ -317,7 +319,7 @@ def _losses(judge: Judge, variables: Mapping[str, np.ndarray], alive: int) -> di
     outcome: dict[str, float] = {"survival_frames": alive}
     if ammunition:
         outcome["ammo_used"] = sum(map(falls, ammunition))
-    if HEALTH in read:
+    if HEALTH in values:
         outcome["health_lost"] = falls(HEALTH)
     return outcome
 

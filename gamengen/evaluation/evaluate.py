@@ -235,7 +235,7 @@ class _Evaluation:
         from gamengen.evaluation.frechet import I3DFeatures, ProjectFeatures
 
         if self._options.i3d is not None:
-            return I3DFeatures(self._options.i3d)
+            return I3DFeatures(self._options.i3d, self._subject.device)
         self._not_measured["fvd"] = HOW_TO_I3D
         return ProjectFeatures()
 

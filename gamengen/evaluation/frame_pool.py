@@ -11,7 +11,7 @@ from agents.errors import DataError
 from recorder.episodes import EpisodeInfo, read_episode
 
 POOL_FRAMES = 8_000
-RUN_FRAMES = 16
+RUN_FRAMES = 40
 SMALL_HEIGHT = 120  # rows, about: larger frames are averaged down by a whole factor
 
 

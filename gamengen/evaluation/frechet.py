@@ -19,7 +19,7 @@ MOST_CLIPS_ASKED = 128
 GRID = (3, 4)
 # About the spread between clips of 16 frames of real play in doom/defend_the_center, by kind: of the means and of the
 # deviations.
-SCALES = {"colour": (0.01, 0.01), "edges": (0.3, 0.15), "change": (0.5, 0.3), "motion": (0.05, 0.1)}
+SCALES = {"colour": (0.01, 0.01), "edges": (0.07, 0.05), "change": (0.5, 0.3), "motion": (0.05, 0.1)}
 PROBE_FRAMES, PROBE_SIZE = 16, 32
 
 

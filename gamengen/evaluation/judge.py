@@ -33,7 +33,7 @@ BATCH = 64
 MUON_RATE, ADAM_RATE = 0.02, 2e-3
 WEIGHTS = {"held": 1.0, "next_action": 0.5, "kills": 1.0, "ends": 0.5}  # of the parts of the loss
 VARIABLES_WEIGHT = 1.0
-DIGITS = 3  # of a game variable
+MOST_VALUES = 128  # that are told apart of one game variable
 KILLS, HEALTH = "KILLCOUNT", "HEALTH"
 # What no picture shows: where the player is, and what has been counted since the episode began.
 UNSEEN = ("POSITION_", "ANGLE", "ITEMCOUNT", "SECRETCOUNT", "HIT", "DAMAGE", KILLS)
@@ -69,7 +69,7 @@ class JudgeConfig:
 
     Attributes:
         height: of the frames in pixels, as the game draws them; so ``width``.
-        ranges: the game variables that are read, whole numbers, with the lowest and highest of each.
+        values: of each game variable that is read, the values that are told apart, in rising order.
         counts_kills: whether the game counts them.
         last_health: nine in ten real games end at this health or below; None where that says nothing.
     """
@@ -77,7 +77,7 @@ class JudgeConfig:
     action_set: ActionSet
     height: int
     width: int
-    ranges: dict[str, tuple[int, int]]
+    values: dict[str, tuple[float, ...]]
     counts_kills: bool
     last_health: float | None
     format_version: int = FORMAT_VERSION
@@ -87,7 +87,7 @@ class JudgeConfig:
         """Where each part lies in the network's outputs."""
         size = self.action_set.size
         sizes = {"held": size, "next_action": size, "kills": 1, "ends": 1}
-        sizes |= {f"variable {name}": 10 * DIGITS for name in self.ranges}
+        sizes |= {f"variable {name}": len(values) for name, values in self.values.items()}
         ends = np.cumsum(list(sizes.values())).tolist()
         return {name: slice(end - sizes[name], end) for name, end in zip(sizes, ends, strict=True)}
 
@@ -124,7 +124,7 @@ class Judge:
             rows = slice(int(part[0]), int(part[-1]) + 1)
             features[rows], outputs[rows] = self._run(_windows(pool, part))
         variables = {
-            name: _median(outputs[:, heads[f"variable {name}"]], *ends) for name, ends in self.config.ranges.items()
+            name: _median(outputs[:, heads[f"variable {name}"]], values) for name, values in self.config.values.items()
         }
         return Reading(
             self._action(outputs[:, heads["held"]]),
@@ -172,9 +172,10 @@ class Judge:
             if header["format_version"] != FORMAT_VERSION:
                 what = f"the judge has format version {header['format_version']}, not {FORMAT_VERSION}"
                 raise CheckpointError(what, path, remedy)
-            header["action_set"] = ActionSet.from_json(header["action_set"])
-            header["ranges"] = {name: (int(low), int(high)) for name, (low, high) in header["ranges"].items()}
-            config = JudgeConfig(**header)
+            values = {name: tuple(row) for name, row in header["values"].items()}
+            config = JudgeConfig(
+                **{**header, "action_set": ActionSet.from_json(header["action_set"]), "values": values}
+            )
             network = _build(config)
             network.load_state_dict(weights)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError, ActionError) as error:
@@ -221,27 +222,26 @@ def fit_judge(
         raise OptionError("give either seconds or steps, more than 0", "fit_judge", "for example seconds=120")
     pool = gather_frames(episodes, JUDGE_FRAMES, PATCH)
     config = _configure(pool, episodes, action_set)
-    place_at = torch.device(device)
-    with torch.random.fork_rng([place_at] if place_at.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = place(_build(config), place_at)
-        optimizer = MuonAdamW(network, MUON_RATE, ADAM_RATE)
-        targets = _targets(pool, config)
-        step, began, spent = 0, time.monotonic(), 0.0
-        while spent < 1:
-            optimizer.scale_lr(learning_rate_factor(spent))
-            picked = torch.randint(len(pool.starts), (BATCH,), generator=step_generator(seed, step))
-            with autocast(place_at):
-                _, outputs = network(_windows(pool.frames, pool.starts[picked]).to(place_at))
-            loss = _loss(outputs, {name: part[picked].to(place_at) for name, part in targets.items()}, config)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            step += 1
-            spent = step / steps if steps is not None else (time.monotonic() - began) / (seconds or 1)
-            if show is not None and (step % 20 == 0 or spent >= 1):
-                show(spent * (steps or seconds or 1), f"loss {float(loss.detach()):.3f}")
-    return Judge(config, network, place_at)
+        network = place(_build(config), torch.device(device))
+    optimizer = MuonAdamW(network, MUON_RATE, ADAM_RATE)
+    targets = _targets(pool, config)
+    step, began, spent = 0, time.monotonic(), 0.0
+    while spent < 1:
+        optimizer.scale_lr(learning_rate_factor(spent))
+        picked = torch.randint(len(pool.starts), (BATCH,), generator=step_generator(seed, step))
+        with autocast(torch.device(device)):
+            _, outputs = network(_windows(pool.frames, pool.starts[picked]).to(device))
+        loss = _loss(outputs, {name: part[picked].to(device) for name, part in targets.items()}, config)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        step += 1
+        spent = step / steps if steps is not None else (time.monotonic() - began) / (seconds or 1)
+        if show is not None and (step % 20 == 0 or spent >= 1):
+            show(spent * (steps or seconds or 1), f"loss {float(loss.detach()):.3f}")
+    return Judge(config, network, torch.device(device))
 
 
 def _build(config: JudgeConfig) -> JudgeNetwork:
@@ -255,15 +255,17 @@ def _windows(frames: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
 
 
 def _configure(pool: FramePool, episodes: list[EpisodeInfo], action_set: ActionSet) -> JudgeConfig:
-    ranges = {}
+    values = {}
     for name, column in pool.variables.items():
-        shown = not name.startswith(UNSEEN) and np.isfinite(column).all() and (column % 1 == 0).all()
-        if shown and 0 <= column.min() < column.max() < 10**DIGITS:
-            ranges[name] = (int(column.min()), int(column.max()))
+        known = np.unique(column[np.isfinite(column)])
+        if len(known) > 1 and not name.startswith(UNSEEN):
+            if len(known) > MOST_VALUES:
+                known = np.unique(np.quantile(known, np.linspace(0, 1, MOST_VALUES)))
+            values[name] = tuple(known.tolist())
     first = episodes[0]
     counts = KILLS in pool.variables and len(np.unique(pool.variables[KILLS])) > 1
-    last = _last_health(episodes) if HEALTH in ranges else None
-    return JudgeConfig(action_set, first.height, first.width, ranges, counts, last)
+    last = _last_health(episodes) if HEALTH in values else None
+    return JudgeConfig(action_set, first.height, first.width, values, counts, last)
 
 
 def _last_health(episodes: list[EpisodeInfo]) -> float | None:
@@ -279,7 +281,7 @@ def _last_health(episodes: list[EpisodeInfo]) -> float | None:
 
 
 def _targets(pool: FramePool, config: JudgeConfig) -> dict[str, torch.Tensor]:
-    """What the judge should say of each window of the pool, (W, ...) by head; NaN where nobody knows."""
+    """What the judge should say of each window of the pool, (W, ...) by head; NaN or -1 where nobody knows."""
     starts = pool.starts
     newest = starts + JUDGE_FRAMES - 1
     targets = {
@@ -290,8 +292,10 @@ def _targets(pool: FramePool, config: JudgeConfig) -> dict[str, torch.Tensor]:
     if config.counts_kills:
         kills = torch.from_numpy(pool.variables[KILLS])
         targets["kills"] = (kills[starts + 2] > kills[starts])[:, None].float()
-    for name, (low, _) in config.ranges.items():
-        targets[f"variable {name}"] = torch.from_numpy(pool.variables[name]).long()[newest] - low
+    for name, values in config.values.items():
+        column, known = pool.variables[name][newest.numpy()], np.array(values)
+        nearest = np.abs(np.nan_to_num(column)[:, None] - known).argmin(1)
+        targets[f"variable {name}"] = torch.from_numpy(np.where(np.isfinite(column), nearest, -1))
     return targets
 
 
@@ -301,8 +305,7 @@ def _loss(outputs: torch.Tensor, targets: dict[str, torch.Tensor], config: Judge
     for name, target in targets.items():
         output = outputs[:, config.heads[name]]
         if name.startswith("variable "):
-            error = F.cross_entropy(_by_value(output, *config.ranges[name.partition(" ")[2]]), target)
-            total = total + VARIABLES_WEIGHT * error / len(config.ranges)
+            total = total + VARIABLES_WEIGHT * F.cross_entropy(output, target, ignore_index=-1) / len(config.values)
             continue
         known = torch.isfinite(target)
         error = F.binary_cross_entropy_with_logits(output, target.nan_to_num().clamp(0, 1), reduction="none")
@@ -313,19 +316,11 @@ def _loss(outputs: torch.Tensor, targets: dict[str, torch.Tensor], config: Judge
     return total
 
 
-def _by_value(outputs: torch.Tensor, low: int, high: int) -> torch.Tensor:
-    """Logits (B, V) of the whole numbers from ``low`` to ``high``, from those of each decimal digit (B, 30).
-
-    A number has the sum of its digits' logits: one that was never seen is read from digits that were.
-    """
-    values = torch.arange(low, high + 1, device=outputs.device)
-    return torch.stack([outputs[:, 10 * place + values // 10**place % 10] for place in range(DIGITS)]).sum(0)
-
-
-def _median(outputs: np.ndarray, low: int, high: int) -> np.ndarray:
-    """The median (N,) of the distributions that :func:`_by_value` makes of ``outputs`` (N, 30)."""
-    chances = _by_value(torch.from_numpy(outputs), low, high).softmax(1).numpy()
-    return low + np.minimum((np.cumsum(chances, axis=1) < 0.5).sum(1), high - low).astype(np.float64)
+def _median(outputs: np.ndarray, values: tuple[float, ...]) -> np.ndarray:
+    """The median (N,) of the distributions over ``values`` whose logits are ``outputs`` (N, V)."""
+    chances = np.exp(outputs - outputs.max(1, keepdims=True))
+    below = np.cumsum(chances / chances.sum(1, keepdims=True), axis=1)
+    return np.array(values)[np.minimum((below < 0.5).sum(1), len(values) - 1)]
 
 
 def _sigmoid(values: np.ndarray) -> np.ndarray:

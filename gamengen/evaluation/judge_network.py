@@ -12,7 +12,6 @@ JUDGE_FRAMES = 4
 PATCH = 4  # the sides of the frames are multiples of it
 WIDTHS = (64, 96, 128)
 FEATURES = 128
-DROPOUT = 0.5
 MOST_SHIFT = 8  # that is matched, of every second pixel
 REGIONS = (2, 4)  # rows and columns of the picture, each matched by itself
 
@@ -33,7 +32,6 @@ class JudgeNetwork(nn.Module):
             nn.SiLU(), nn.Conv2d(two, three, 3, stride=2, padding=1), nn.GroupNorm(8, three),
             nn.SiLU(), nn.Conv2d(three, three, 3, padding=1), nn.GroupNorm(8, three), nn.SiLU(),
         )  # fmt: skip
-        self.dropout = nn.Dropout(DROPOUT)
         cells = math.ceil(height / (4 * PATCH)) * math.ceil(width / (4 * PATCH))
         self.features = nn.Linear(three * cells, FEATURES)
         motions = (JUDGE_FRAMES - 1) * len(_shifts(width // 2)) * REGIONS[0] * REGIONS[1]
@@ -49,8 +47,8 @@ class JudgeNetwork(nn.Module):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         x = self.patches(patches.to(dtype).sub_(128).mul_(1 / 128)).permute(0, 3, 1, 2)
         green = windows[:, :, ::2, ::2, 1].float()
-        seen = self.features(self.dropout(self.convolutions(x).flatten(1)))
-        features = F.silu(seen + self.motion(_mismatch(green[:, :-1], green[:, 1:])))
+        found = self.features(self.convolutions(x).flatten(1)) + self.motion(_mismatch(green[:, :-1], green[:, 1:]))
+        features = F.silu(found)
         return features.float(), self.outputs(features).float()
 
 
