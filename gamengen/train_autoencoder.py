@@ -10,7 +10,7 @@ from torch import nn
 
 from gamengen.autoencoder import FACTOR, Autoencoder, pixels_of
 from gamengen.devices import place
-from gamengen.training import step_generator
+from gamengen.training import Task, autocast, step_generator
 from recorder.episodes import read_episode
 from recorder.progress import progress
 from recorder.recording import Recording, split_held_out
@@ -50,7 +50,7 @@ def load_frame_pool(recording: Recording, limit: int = POOL_FRAMES) -> FramePool
     return FramePool(*pools)
 
 
-class AutoencoderTask:
+class AutoencoderTask(Task):
     """Reconstruct random crops; see :class:`gamengen.training.Task`."""
 
     name = "autoencoder"
@@ -119,8 +119,6 @@ def frame_psnr(real: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 def encode_frames(autoencoder: Autoencoder, frames: np.ndarray, batch: int = 16) -> torch.Tensor:
     """Frames (N, H, W, 3) uint8 -> latents (N, C, h, w) float16 on the CPU."""
-    from gamengen.training import autocast
-
     device = next(autoencoder.parameters()).device
     parts = []
     with torch.inference_mode(), autocast(device):

@@ -13,13 +13,14 @@ from gamengen.denoiser import Denoiser
 from gamengen.devices import place
 from gamengen.diffusion import CONTEXT_NOISE_MAX, SamplerConfig, denoising_loss, sample_next
 from gamengen.evaluation.similarity import STILL_PSNR, frame_ssim, sharpness
+from gamengen.free_plays import FreePlays
 from gamengen.latents import LatentEpisodes, gather_windows, window_starts
 from gamengen.train_autoencoder import frame_psnr
-from gamengen.training import step_generator
+from gamengen.training import Task, step_generator
 
 UNROLL_START = 0.6  # share of the budget after which training also follows the model's own frames
 UNROLL_SHARE = 0.375  # of the batch
-UNROLL_FRAMES = 6  # at most
+UNROLL_STEPS = (1, 2)  # sampling steps of the model's own frames
 HELD_OUT_WINDOWS = 48
 VISIBLE_PIXELS = 8
 NUDGE = 0.2  # of a latent channel, whose RMS is 1
@@ -27,11 +28,11 @@ PLAIN_SHARE = 0.3
 ROLLOUT_FRAMES = 32
 
 
-class DenoiserTask:
+class DenoiserTask(Task):
     """Predict the next latent; see :class:`gamengen.training.Task`.
 
-    In the last part of the budget some samples take the model's own frames as their newest context,
-    so that it learns to lead its own mistakes back to the game.
+    From the share ``unroll_from`` of the budget on, some samples take the model's own frames as their
+    context: see :class:`gamengen.free_plays.FreePlays`.
 
     Raises:
         DataError: every episode, or every one held out, is shorter than a window.
@@ -48,6 +49,7 @@ class DenoiserTask:
         seed: int,
         batch: int = 32,
         context_noise: float = CONTEXT_NOISE_MAX,
+        unroll_from: float = UNROLL_START,
     ) -> None:
         self._device = next(model.parameters()).device
         self.model: nn.Module = place(model, self._device)
@@ -56,11 +58,9 @@ class DenoiserTask:
         self._seed, self._batch, self._context_noise = seed, batch, context_noise
         self._metric = visible_metric(autoencoder, self._train.latents, seed)
         self._window = model.config.context + 1
-        longest = max(train.lengths)
-        # Short episodes leave less room for the unroll, and some leave none.
-        self._unroll = max(0, min(UNROLL_FRAMES, longest - self._window))
         self._starts = window_starts(train.lengths, self._window)
-        self._unroll_starts = window_starts(train.lengths, self._window + self._unroll)
+        self._unroll_from = unroll_from
+        self._plays = FreePlays(self._train, int(batch * UNROLL_SHARE), model.config.context)
         if max(held_out.lengths) < self._window:  # told now, not after minutes of training
             what = f"no held-out episode has the {self._window} frames that a training window takes"
             raise DataError(what, f"longest: {max(held_out.lengths)}", "record more or longer episodes")
@@ -69,31 +69,34 @@ class DenoiserTask:
         """Mean denoising loss of the batch of ``step``."""
         rng = np.random.default_rng([self._seed, step])
         generator = step_generator(self._seed, step, self._device)
-        unrolled = int(self._batch * UNROLL_SHARE) if progress >= UNROLL_START and self._unroll else 0
+        unrolled = int(self._batch * UNROLL_SHARE) if progress >= self._unroll_from else 0
         starts = self._starts[rng.integers(len(self._starts), size=self._batch - unrolled)]
         latents, actions = gather_windows(self._train, starts, self._window)
-        if unrolled:
-            frames = int(rng.integers(1, self._unroll + 1))
-            starts = self._unroll_starts[rng.integers(len(self._unroll_starts), size=unrolled)]
-            own = self._follow(*gather_windows(self._train, starts, self._window + frames), frames, generator)
-            latents, actions = torch.cat([latents, own[0]]), torch.cat([actions, own[1]])
         context, held, target = latents[:, :-1], actions[:, :-1], latents[:, -1]
+        if unrolled:
+            own = self._plays.windows(rng)
+            context, held, target = (torch.cat(parts) for parts in zip((context, held, target), own, strict=True))
         losses = denoising_loss(
             self._denoiser, context, held, target, generator, self._metric, self._context_noise
         )  # fmt: skip
+        if unrolled:
+            self._advance_plays(SamplerConfig(int(rng.choice(UNROLL_STEPS))), generator)
         return losses.mean()
 
-    def _follow(
-        self, latents: torch.Tensor, actions: torch.Tensor, frames: int, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The window after ``frames`` frames of free play: own frames as context, the real one as target."""
-        context = self._denoiser.config.context
-        for frame in range(frames):
-            noise = torch.randn(1, len(latents), *latents.shape[2:], generator=generator, device=self._device)
-            span = slice(frame, frame + context)
-            sampled = sample_next(self._denoiser, latents[:, span], actions[:, span], noise, SamplerConfig(steps=1))
-            latents[:, frame + context] = sampled
-        return latents[:, frames:], actions[:, frames:]
+    def _advance_plays(self, config: SamplerConfig, generator: torch.Generator) -> None:
+        def sample(context: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+            noise = torch.randn((1, *context[:, 0].shape), generator=generator, device=self._device)
+            return sample_next(self._denoiser, context, actions, noise, config)
+
+        self._plays.advance(sample)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The free plays that go on from step to step."""
+        return self._plays.state()
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on with the plays of :meth:`state`."""
+        self._plays.load_state(state)
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """A cheap version of what ``gamengen evaluate`` measures, and a rollout.

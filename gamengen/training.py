@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,25 +22,34 @@ from gamengen.diffusion import check_seed
 from gamengen.muon import MuonAdamW
 from recorder.progress import progress
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 SAVE_SECONDS = 60.0
 WARMUP, COOLDOWN = 0.02, 0.4  # shares of the budget
 
 
-class Task(Protocol):
-    """Something to train."""
+class Task:
+    """Something to train; its ``model`` is what is trained, and its state goes on from step to step."""
 
     name: str
     model: nn.Module
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
-        """Mean loss of the batch of ``step``, which it draws from the seed and ``step`` alone.
+        """Mean loss of the batch of ``step``, which it draws from the seed, ``step`` and its state alone.
 
         ``progress`` in [0, 1) is the share of the budget that is spent.
         """
+        raise NotImplementedError
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Figures and pictures (H, W, 3) uint8 by name, on held-out data."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What goes on from one step to the next beside the weights: for most tasks nothing."""
+        return {}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from :meth:`state`."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +194,7 @@ class Trainer:
             "model": self.task.model.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
+            "state": self.task.state(),
         }
         partial = self._state_path.with_suffix(".partial")
         try:
@@ -213,6 +223,7 @@ class Trainer:
             self.task.model.load_state_dict(state["model"])
             self.average = {name: value.to(self.device) for name, value in state["average"].items()}
             self.optimizer.load_state_dict(state["optimizer"])
+            self.task.load_state(state["state"])
             self.step, self.seconds = state["step"], state["seconds"]
         except CheckpointError:
             raise

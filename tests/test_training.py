@@ -71,7 +71,7 @@ class Stopped(Exception):
     pass
 
 
-class Slope:
+class Slope(Task):
     """A task whose gradient is always 1: one weight, and no more."""
 
     name = "slope"

@@ -1,0 +1,65 @@
+"""Free plays that go on during training, one frame a training step.
+
+Their contexts are the model's own latents, as in play, so the model learns to lead its own mistakes back
+to the game. Each begins in a recorded episode, follows its actions, and gives way to another after a
+random number of frames: later the real episode, which is what it is compared with, has gone other ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from gamengen.latents import LatentEpisodes, gather_windows, window_starts
+
+LONGEST_PLAY = 32  # frames
+
+
+class FreePlays:
+    """``count`` free plays, side by side.
+
+    Args:
+        episodes: where they begin, and whose actions they follow.
+        count: N, how many.
+        context: K, past frames that the model sees.
+        longest: frames of the longest play; where episodes are shorter, as many as they have.
+    """
+
+    def __init__(self, episodes: LatentEpisodes, count: int, context: int, longest: int = LONGEST_PLAY) -> None:
+        self._episodes, self._context = episodes, context
+        longest = max(1, min(longest, max(episodes.lengths) - context))
+        self._starts = window_starts(episodes.lengths, context + longest)
+        self._longest = longest
+        shape, device = episodes.latents.shape[1:], episodes.latents.device
+        self._latents = torch.zeros(count, context, *shape, device=device)
+        self._first = torch.zeros(count, dtype=torch.int64)
+        self._left = torch.zeros(count, dtype=torch.int64)  # frames until the play gives way; 0 has not begun
+
+    def windows(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What to train on now: own contexts (N, K, C, h, w), actions (N, K, A), real next latents (N, C, h, w)."""
+        ended = (self._left == 0).nonzero()[:, 0].tolist()
+        for number in ended:
+            start = self._starts[rng.integers(len(self._starts), size=1)]
+            self._latents[number] = gather_windows(self._episodes, start, self._context)[0][0]
+            self._first[number], self._left[number] = int(start[0]), int(rng.integers(1, self._longest + 1))
+        latents, actions = gather_windows(self._episodes, self._first.numpy(), self._context + 1)
+        return self._latents, actions[:, :-1], latents[:, -1]
+
+    def advance(self, sample: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        """One frame on: ``sample`` makes the next latents (N, C, h, w) from contexts and actions."""
+        actions = gather_windows(self._episodes, self._first.numpy(), self._context)[1]
+        following = sample(self._latents, actions)
+        self._latents = torch.cat([self._latents[:, 1:], following[:, None].to(self._latents)], dim=1)
+        self._first += 1
+        self._left -= 1
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """For the training state: a resumed training goes on with the same plays."""
+        return {"latents": self._latents, "first": self._first, "left": self._left}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on with the plays of :meth:`state`."""
+        self._latents = state["latents"].to(self._latents)
+        self._first, self._left = state["first"].cpu(), state["left"].cpu()
