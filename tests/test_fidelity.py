@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from agents.actions import ActionSet
 from agents.errors import DataError
 from gamengen.checkpoints import Checkpoint
 from gamengen.evaluation import drift, real_references, teacher_forced
+from gamengen.evaluation.drift import moves_view
 from gamengen.evaluation.intervals import ci95, pooled_psnr
 from gamengen.evaluation.parts import Parts
 from gamengen.evaluation.real_game import RealGame
@@ -38,6 +40,11 @@ class Oracle(Subject):
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         return latents.permute(0, 2, 3, 1).numpy().astype(np.uint8)
+
+    def decode_next(
+        self, latents: torch.Tensor, last_latents: torch.Tensor, last: np.ndarray, actions: torch.Tensor
+    ) -> np.ndarray:
+        return self.decode(latents)
 
     def predict(
         self, context: torch.Tensor, actions: torch.Tensor, noise: torch.Tensor, steps: int | None = None
@@ -85,7 +92,7 @@ def test_a_perfect_model(oracle: tuple[Callable[..., Oracle], list[Start]]) -> N
     make, starts = oracle
     values, columns = teacher_forced.measure_windows(make(perfect), starts, 0, 0, None)
     figures = teacher_forced.summarise_windows(values)
-    for figure in (figures["autoencoder"], *figures["teacher_forced"].values()):
+    for figure in (figures["autoencoder"], figures["autoencoder_alone"], *figures["teacher_forced"].values()):
         assert figure["psnr"] == figure["pooled_psnr"] == 60
         assert figure["ssim"] == pytest.approx(1, abs=1e-4)
     assert figures["copy_last"]["psnr"] < 15
@@ -269,3 +276,19 @@ def test_parts_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot write the report"):
         Parts(tmp_path / "file" / "parts", {})
+
+
+@pytest.mark.parametrize(
+    ("names", "held", "moves"),
+    [
+        (("TURN_LEFT", "TURN_RIGHT", "ATTACK"), (1, 0, 0), True),
+        (("TURN_LEFT", "TURN_RIGHT", "ATTACK"), (1, 1, 0), False),
+        (("TURN_LEFT", "TURN_RIGHT", "ATTACK"), (0, 0, 1), False),
+        (("MOVE_FORWARD", "TURN_LEFT", "TURN_RIGHT"), (1, 0, 0), False),
+        (("MOVE_FORWARD", "MOVE_BACKWARD", "ATTACK"), (1, 0, 0), True),
+        (("MOVE_FORWARD", "MOVE_BACKWARD", "ATTACK"), (1, 1, 1), False),
+        (("PUSH", "PULL"), (1, 0), True),
+    ],
+)
+def test_what_moves_the_view(names: tuple[str, ...], held: tuple[int, ...], moves: bool) -> None:
+    assert moves_view(ActionSet(names), np.array([held], np.float32)).tolist() == [moves]

@@ -28,7 +28,8 @@ CLIP_FRAMES = (16, 32)
 READ_FRAMES = 64  # of each free play, from which the actions are read back: later the scenes differ too much
 ANCHOR_FRAMES = 16  # of a play, from which its changes are measured
 START_FRAMES = 64
-CAMERA = ("TURN", "MOVE", "LOOK", "STRAFE")
+CAMERA = (("TURN", "LOOK"), ("MOVE", "STRAFE"))  # the first of these that the game has
+OPPOSITE = {"_LEFT": ("_RIGHT", -1.0), "_BACKWARD": ("_FORWARD", -1.0), "_DOWN": ("_UP", -1.0)}
 
 Values = dict[str, np.ndarray]
 
@@ -213,10 +214,19 @@ def _endless_actions(info: Any, start: int, length: int) -> np.ndarray:
 
 
 def moves_view(action_set: ActionSet, held: np.ndarray) -> np.ndarray:
-    """Whether something that moves the view is held, (N,) bool."""
-    moving = [name.startswith(CAMERA) for name in action_set.names]
-    chosen = held[:, moving] if any(moving) else held - action_set.rest
-    return np.abs(chosen).sum(axis=1) > 0.1
+    """Whether something that moves the view is held, (N,) bool; opposite keys together do not.
+
+    Where a game has keys to turn, those to walk are left out: against a wall they move nothing.
+    """
+    found = next((kind for kind in CAMERA if any(name.startswith(kind) for name in action_set.names)), None)
+    axes: dict[str, np.ndarray] = {}
+    for name, values in zip(action_set.names, (held - action_set.rest).T, strict=True):
+        if found is None or name.startswith(found):
+            ending = next((ending for ending in OPPOSITE if name.endswith(ending)), None)
+            other, sign = OPPOSITE[ending] if ending else ("", 1.0)
+            axis = name.removesuffix(ending) + other if ending else name
+            axes[axis] = axes.get(axis, 0.0) + sign * values
+    return np.abs(np.stack(list(axes.values()))).max(axis=0) > 0.1
 
 
 def _filled(values: np.ndarray, count: int) -> np.ndarray:
