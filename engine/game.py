@@ -13,7 +13,7 @@ import torch
 
 from agents.actions import ActionSet
 from agents.errors import ActionError, OptionError
-from gamengen.autoencoder import pixels_of
+from gamengen.autoencoder import Before, pixels_of
 from gamengen.checkpoints import Checkpoint, load_checkpoint
 from gamengen.devices import choose_device, has_bf16, place
 from gamengen.diffusion import SamplerConfig, check_seed, sample_next
@@ -168,15 +168,19 @@ class NeuralGame:
         """
         if frames is not None:
             latents, held = self._encode_start(frames, actions)
+            shown = torch.from_numpy(frames[-1:].copy()) if self.config.autoencoder.compensation else None
             self.spawn = -1
         else:
             index = self._choose_spawns(spawn)
             latents, held = self._spawns.latents[index], self._spawns.actions[index]
+            shown = self._spawns.frames[index] if self._spawns.frames is not None else None
             self.spawn = int(index[0])
         batch = (self.batch, *latents.shape[1:])
         self._latents = latents.expand(batch).to(self.device, self.dtype).contiguous()
         self._actions = held.expand(self.batch, *held.shape[1:]).to(self.device, self.dtype).contiguous()
-        self.frame = self.decode_now()
+        if shown is None:
+            shown = self._autoencoder.decode_frames(self._latents[:, -1])
+        self._show(shown.expand(self.batch, *shown.shape[1:]).to(self.device))
         return self.frame
 
     @torch.inference_mode()
@@ -191,11 +195,11 @@ class NeuralGame:
             raise ActionError(f"one action for each of {self.batch} games is needed", held.shape, "give (B, A) values")
         self._actions[:, -1] = torch.from_numpy(held).to(self.device, self.dtype)
         latent = self._sample(self._latents, self._actions)
-        frames = self._autoencoder.decode_frames(latent)
+        frames = self._autoencoder.decode_frames(latent, self._before())
         self._latents = torch.cat([self._latents[:, 1:], latent[:, None]], dim=1)
         self._actions = torch.cat([self._actions[:, 1:], self._actions[:, -1:]], dim=1)
         self._count += 1
-        self.frame = self._to_numpy(frames)
+        self._show(frames)
         return self.frame
 
     @torch.inference_mode()
@@ -206,11 +210,12 @@ class NeuralGame:
     @torch.inference_mode()
     def decode_now(self) -> np.ndarray:
         """The newest latent decoded once more: what :meth:`step` does after sampling, for measuring."""
-        return self._to_numpy(self._autoencoder.decode_frames(self._latents[:, -1]))
+        return self._to_numpy(self._autoencoder.decode_frames(self._latents[:, -1], self._before()))
 
     def save(self) -> GameState:
         """The present moment, to go back to with :meth:`load`."""
-        return GameState(self._latents, self._actions.clone(), self.frame.copy(), self._count, self.spawn)
+        frame = self._to_numpy(self._screen).copy()
+        return GameState(self._latents, self._actions.clone(), frame, self._count, self.spawn)
 
     def load(self, state: GameState) -> np.ndarray:
         """Go back to a saved moment of this game; its frame.
@@ -221,7 +226,9 @@ class NeuralGame:
         if state.latents.shape != self._latents.shape or state.actions.shape != self._actions.shape:
             raise OptionError("the state is of another game", f"latents {tuple(state.latents.shape)}", "see save")
         self._latents, self._actions = state.latents, state.actions.clone()
-        self._count, self.spawn, self.frame = state.count, state.spawn, state.frame.copy()
+        self._count, self.spawn = state.count, state.spawn
+        shown = torch.from_numpy(state.frame.copy())
+        self._show((shown[None] if self.batch == 1 else shown).to(self.device))
         return self.frame
 
     def _sample(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
@@ -252,6 +259,14 @@ class NeuralGame:
             raise ActionError(f"{context} actions are needed with the start frames", held.shape, "give one a frame")
         pixels = pixels_of(torch.from_numpy(frames).to(self.device)).to(self.dtype)
         return self._autoencoder.encode(pixels)[None], torch.from_numpy(held.copy())[None]
+
+    def _before(self) -> Before:
+        return Before(self._latents[:, -1], self._screen, self._actions)
+
+    def _show(self, frames: torch.Tensor) -> None:
+        # The decoder sees the last frame, so it is kept apart from what the caller may draw on.
+        self._screen = frames
+        self.frame = self._to_numpy(frames).copy()
 
     def _to_numpy(self, frames: torch.Tensor) -> np.ndarray:
         array = frames.cpu().numpy()

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from agents.errors import OptionError
+from gamengen.compensation import Compensation
 from gamengen.layers import ResidualBlock
 
 PATCH = 4  # space-to-depth
@@ -28,16 +29,34 @@ class AutoencoderConfig:
         widths: convolution widths at 1/4, 1/8 and 1/16 of the frame's size.
         encoder_blocks: residual blocks at each of the three sizes.
         decoder_blocks: likewise, at the same sizes.
+        compensation: action channels, of all past frames together, that the decoder sees with the frame before, see
+            :mod:`gamengen.compensation`; 0 where it sees its latent alone.
     """
 
     channels: int = 32
     widths: tuple[int, int, int] = (64, 128, 256)
     encoder_blocks: tuple[int, int, int] = (1, 1, 1)
     decoder_blocks: tuple[int, int, int] = (2, 2, 1)
+    compensation: int = 0
 
     def __post_init__(self) -> None:
         if self.channels < 1 or any(width % 8 or width < 8 for width in self.widths):
             raise OptionError(f"widths must be multiples of 8, got {self.widths}", "autoencoder", "use 64, 128, 256")
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a compensated decoder sees of the past.
+
+    Args:
+        latents: of the frame before (B, C, h, w).
+        frames: that frame, as it was shown (B, 16 h, 16 w, 3) uint8.
+        actions: (B, K, A); the last is held now.
+    """
+
+    latents: torch.Tensor
+    frames: torch.Tensor
+    actions: torch.Tensor
 
 
 def check_frame_size(height: int, width: int) -> None:
@@ -69,6 +88,9 @@ class Autoencoder(nn.Module):
             *blocks(far, config.encoder_blocks[2]),
             _Edge("last", nn.Conv2d(far, config.channels, 3, padding=1)),
         )
+        self.compensation = (
+            Compensation(config.channels, config.widths, PATCH, config.compensation) if config.compensation else None
+        )
         self.decoder = nn.Sequential(
             _Edge("first", nn.Conv2d(config.channels, far, 3, padding=1)),
             *blocks(far, config.decoder_blocks[2]),
@@ -89,15 +111,45 @@ class Autoencoder(nn.Module):
         """Latents (B, C, h, w) -> pixels (B, 3, 16 h, 16 w), about in [-1, 1]."""
         return F.pixel_shuffle(self.decoder(latents), PATCH)
 
-    def decode_frames(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode_next(self, latents: torch.Tensor, before: Before) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode with the frame before in view; needs a compensated decoder.
+
+        Args:
+            latents: (B, C, h, w).
+            before: what came before.
+
+        Returns:
+            Pixels (B, 3, 16 h, 16 w), and the flow (B, 2, 2 h, 2 w) in pixels by which the last frame was moved.
+        """
+        patches, flow = self._decode_next(latents, before)
+        return F.pixel_shuffle(patches, PATCH), flow
+
+    def decode_frames(self, latents: torch.Tensor, before: Before | None = None) -> torch.Tensor:
         """Latents (B, C, h, w) -> frames (B, 16 h, 16 w, 3) uint8.
 
-        Rounds to bytes before the pixel shuffle, so that only bytes are shuffled.
+        A compensated decoder sees what came ``before`` where it is given.
         """
-        patches = self.decoder(latents).float().add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+        if self.compensation is None or before is None:
+            patches = self.decoder(latents)
+        else:
+            patches, _ = self._decode_next(latents, before)
+        # Rounded to bytes before the pixel shuffle, so that only bytes are shuffled.
+        patches = patches.float().add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
         batch, _, h, w = patches.shape
         split = patches.view(batch, 3, PATCH, PATCH, h, w).permute(0, 4, 2, 5, 3, 1)
         return split.reshape(batch, h * PATCH, w * PATCH, 3)
+
+    def _decode_next(self, latents: torch.Tensor, before: Before) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.compensation is not None
+        _, in_middle, in_far = self.config.decoder_blocks
+        near = in_far + in_middle + 5  # where the sizes of the layers change
+        features = self.decoder[0](latents) + self.compensation.latent_first(before.latents)
+        features = self.decoder[1 : near - 2](features)
+        flow = self.compensation.flow(features, before.actions)
+        moved = self.compensation.move(pixels_of(before.frames), flow)
+        features = self.decoder[near - 2 : near](features) + self.compensation.frames_first(moved.to(features.dtype))
+        features = self.decoder[near:-1](features)
+        return self.compensation.mix(self.decoder[-1](features), features, moved), flow
 
 
 def normalise(latents: torch.Tensor) -> torch.Tensor:

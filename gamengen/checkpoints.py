@@ -62,10 +62,12 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class Spawns:
-    """Stored starts: latents (S, K, C, h, w) and actions (S, K, A)."""
+    """Stored starts: latents (S, K, C, h, w), actions (S, K, A), and for a compensated decoder the frames on
+    screen (S, H, W, 3) uint8."""
 
     latents: torch.Tensor
     actions: torch.Tensor
+    frames: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -123,13 +125,17 @@ def load_checkpoint(name: str | Path | None = None) -> Checkpoint:
         "latents": (count, context, channels, config.height // FACTOR, config.width // FACTOR),
         "actions": (count, context, config.action_set.size),
     }
+    if config.autoencoder.compensation:
+        shapes["frames"] = (count, config.height, config.width, 3)
     fits = {name: tuple(value.shape) for name, value in tensors.items()} == shapes
-    if not count or not fits or tensors["latents"].dtype != torch.int8:
+    dtypes = {"latents": torch.int8, "frames": torch.uint8}
+    typed = all(tensors[name].dtype == dtype for name, dtype in dtypes.items() if name in tensors)
+    if not count or not fits or not typed:
         path = folder / "spawns.safetensors"
         raise CheckpointError("the stored starts do not fit the model", path, "restore the file")
     metrics_path = folder / "metrics.json"
     metrics = _read_json(metrics_path) if metrics_path.is_file() else {}
-    spawns = Spawns(tensors["latents"].half() * _spawn_unit(channels), tensors["actions"])
+    spawns = Spawns(tensors["latents"].half() * _spawn_unit(channels), tensors["actions"], tensors.get("frames"))
     return Checkpoint(config, autoencoder.eval(), denoiser.eval(), spawns, metrics)
 
 
@@ -202,6 +208,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, card: str) -> None:
             "latents": latents.round().clamp(-127, 127).to(torch.int8).contiguous(),
             "actions": checkpoint.spawns.actions.float().contiguous(),
         }
+        if checkpoint.spawns.frames is not None:
+            spawns["frames"] = checkpoint.spawns.frames.contiguous()
         _save_tensors(spawns, partial, "spawns")
         if folder.is_dir():  # at every moment one of the two is whole
             shutil.rmtree(old, ignore_errors=True)

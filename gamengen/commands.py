@@ -15,6 +15,7 @@ import tyro
 from agents.errors import OptionError
 from gamengen.collect_commands import AgentEvaluate, AgentTrain, DataExport, DataInfo, DataPreview, DataVerify
 from gamengen.evaluate_commands import CheckpointName, ConvertLpips, Evaluate, Json
+from gamengen.train_commands import TrainAutoencoder, TrainDecoder, TrainDenoiser
 
 if TYPE_CHECKING:
     from engine.frame_times import PlaySummary
@@ -35,6 +36,7 @@ __all__ = [
     "Play",
     "Record",
     "TrainAutoencoder",
+    "TrainDecoder",
     "TrainDenoiser",
 ]
 
@@ -201,83 +203,6 @@ class Record:
         from recorder.record import RecordOptions, record_episodes
 
         return asdict(record_episodes(RecordOptions(**_without_json(self))))
-
-
-@dataclass(frozen=True)
-class TrainAutoencoder:
-    """Train an autoencoder on a recording. Run again, it goes on.
-
-    Example: gamengen train autoencoder --data data/center --out runs/center --minutes 20
-    """
-
-    data: Path
-    """The recording."""
-    out: Path
-    """Work folder: the autoencoder lies in its sub-folder autoencoder/."""
-    minutes: float | None = None
-    """Budget by time (either this or --steps)."""
-    steps: int | None = None
-    """Budget by training steps."""
-    preset: str = "nano"
-    """Size of the model."""
-    init: str | None = None
-    """Checkpoint to start from."""
-    muon_lr: float = 0.02
-    """Learning rate of the hidden convolutions."""
-    seed: int = 0
-    """Seed of weights and batches."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    json: Json = None
-
-    def run(self) -> dict[str, Any]:
-        """Train."""
-        from gamengen.stages import train_autoencoder
-        from gamengen.training import TrainOptions
-
-        options = TrainOptions(self.minutes, self.steps, self.muon_lr, seed=self.seed)
-        figures = train_autoencoder(self.data, self.out, self.preset, self.init, options, self.device)
-        return {"folder": str(self.out / "autoencoder"), **figures}
-
-
-@dataclass(frozen=True)
-class TrainDenoiser:
-    """Train a denoiser on a recording and write a checkpoint. Run again, it goes on.
-
-    The work folder holds the autoencoder that gamengen train autoencoder made there.
-
-    Example: gamengen train denoiser --data data/center --work runs/center --minutes 60 --out center
-    """
-
-    data: Path
-    """The recording."""
-    work: Path
-    """Work folder with a trained autoencoder; latents and training state go there."""
-    out: Path
-    """Folder of the checkpoint."""
-    minutes: float | None = None
-    """Budget by time (either this or --steps)."""
-    steps: int | None = None
-    """Budget by training steps."""
-    preset: str = "nano"
-    """Size of the model: the autoencoder's."""
-    init: str | None = None
-    """Checkpoint to start from."""
-    muon_lr: float = 0.02
-    """Learning rate of the hidden convolutions."""
-    seed: int = 0
-    """Seed of weights and batches."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    json: Json = None
-
-    def run(self) -> dict[str, Any]:
-        """Train."""
-        from gamengen.stages import train_denoiser
-        from gamengen.training import TrainOptions
-
-        options = TrainOptions(self.minutes, self.steps, self.muon_lr, 5e-4, seed=self.seed)
-        return train_denoiser(self.data, self.work, self.out, self.preset, self.init, options, self.device)
 
 
 @dataclass(frozen=True)

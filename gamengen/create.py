@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from gamengen.diffusion import check_seed
 from gamengen.evaluation.options import QUICK, EvaluateOptions
 from gamengen.evaluation.results import summarise
 from gamengen.presets import find_preset
-from gamengen.stages import Stage, encode, finish_checkpoint, fit_autoencoder, fit_denoiser, refine_decoder
+from gamengen.stages import Stage, encode, finish_checkpoint, fit_autoencoder, fit_decoder, fit_denoiser
 from gamengen.training import TrainOptions
 from recorder.record import RecordOptions, record_episodes
 from recorder.recording import Recording, write_json
@@ -142,13 +142,14 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     denoiser = work.timed("denoiser", lambda: fit_denoiser(stage, autoencoder, latents, training))
     if plan.decoder_minutes > 0:
         refining = TrainOptions(minutes=plan.decoder_minutes, muon_lr=0.01, adam_lr=5e-4, seed=options.seed)
-        work.timed("decoder", lambda: refine_decoder(stage, autoencoder, denoiser, latents, refining))
+        plain = autoencoder
+        autoencoder = work.timed("decoder", lambda: fit_decoder(stage, plain, denoiser, latents, refining))
     windows, rollouts = (64, 4) if minutes < 10 else (256, 16)
     scope = EvaluateOptions(windows, rollouts, PLAYED_FRAMES, QUICK, options.seed)
     took = {name: round(seconds / 60, 1) for name, seconds in work.stages.items()}
     metrics = work.timed(
         "evaluate",
-        lambda: finish_checkpoint(stage, autoencoder, denoiser, latents[0], options.out, took, scope),
+        lambda: finish_checkpoint(stage, autoencoder, denoiser, latents, options.out, took, scope),
     )
     return {
         "checkpoint": str(options.out),
@@ -248,7 +249,8 @@ def _find_init(options: CreateOptions) -> Checkpoint | None:
     if DEFAULT_CHECKPOINT not in shipped_checkpoints():
         return None
     shipped = load_checkpoint()
-    return shipped if shipped.config.autoencoder == preset.autoencoder else None
+    same = replace(shipped.config.autoencoder, compensation=0) == preset.autoencoder
+    return shipped if same else None
 
 
 def _announce(options: CreateOptions, plan: Plan, work: Path, device: torch.device, init: Checkpoint | None) -> None:

@@ -28,7 +28,7 @@ from gamengen.checkpoints import (
     save_checkpoint,
 )
 from gamengen.denoiser import Denoiser
-from gamengen.devices import choose_device, describe_device, place
+from gamengen.devices import Model, choose_device, describe_device, place
 from gamengen.diffusion import SamplerConfig
 from gamengen.evaluation.evaluate import evaluate_checkpoint
 from gamengen.evaluation.options import QUICK, EvaluateOptions
@@ -38,12 +38,13 @@ from gamengen.latents import LatentEpisodes, encode_recording, gather_windows, l
 from gamengen.model_card import write_card
 from gamengen.presets import find_preset
 from gamengen.train_autoencoder import POOL_FRAMES, AutoencoderTask, load_frame_pool
-from gamengen.train_decoder import DecoderTask, predict_frames
-from gamengen.train_denoiser import DenoiserTask
+from gamengen.train_decoder import DecoderTask, Footage, find_footage
+from gamengen.train_denoiser import UNROLL_START, DenoiserTask
 from gamengen.training import Trainer, TrainOptions, load_finished
 from recorder.recording import Recording
 
-BATCH = {"autoencoder": 16, "denoiser": 16}
+BATCH = {"autoencoder": 16, "denoiser": 16, "decoder": 8}
+STAGES = ("autoencoder", "denoiser", "decoder")
 CUDA_BATCH_FACTOR = 8  # a GPU is only busy with many samples at once
 SPAWNS = 8
 SPAWN_CANDIDATES = 256
@@ -84,20 +85,28 @@ def fit_autoencoder(stage: Stage, options: TrainOptions) -> Autoencoder:
     return model.eval()
 
 
-def refine_decoder(
+def fit_decoder(
     stage: Stage,
     autoencoder: Autoencoder,
     denoiser: Denoiser,
     latents: tuple[LatentEpisodes, LatentEpisodes],
     options: TrainOptions,
 ) -> Autoencoder:
-    """Train the decoder on, for true and for predicted latents; or load it where this budget is spent already."""
+    """The autoencoder with its decoder trained on, motion compensation included; or load it where that is done."""
+    torch.manual_seed(stage.seed + 2)
+    model = place(
+        Autoencoder(replace(autoencoder.config, compensation=denoiser.config.context * denoiser.config.actions)),
+        stage.device,
+    )
     folder = stage.work / "decoder"
-    if not load_finished(autoencoder, folder, options):
-        seed = stage.seed + 2  # other crops than the autoencoder saw
-        frames = predict_frames(stage.recording, *latents, denoiser, seed)
-        Trainer(DecoderTask(autoencoder, *frames, seed, stage.batch("autoencoder")), options, folder).run()
-    return autoencoder.eval()
+    if not load_finished(model, folder, options):
+        if stage.init is not None:
+            load_fitting(model, stage.init.autoencoder)
+        load_fitting(model, autoencoder)
+        footage = find_footage(stage.recording, latents)
+        task = DecoderTask(model, denoiser, *footage, stage.seed + 2, stage.batch("decoder"))
+        Trainer(task, options, folder).run()
+    return model.eval()
 
 
 def load_autoencoder(stage: Stage) -> Autoencoder:
@@ -107,10 +116,16 @@ def load_autoencoder(stage: Stage) -> Autoencoder:
         CheckpointError: there is none.
     """
     model = place(Autoencoder(find_preset(stage.preset).autoencoder), stage.device)
-    if not load_finished(model, stage.work / "autoencoder", None):
-        what = "the work folder has no finished autoencoder"
-        raise CheckpointError(what, stage.work, "run gamengen train autoencoder first, with this folder as --out")
-    return model.eval()
+    return _load_stage(model, stage, "autoencoder")
+
+
+def load_denoiser(stage: Stage) -> Denoiser:
+    """The denoiser that an earlier stage left in the work folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    return _load_stage(_fresh_denoiser(stage), stage, "denoiser")
 
 
 def encode(stage: Stage, autoencoder: Autoencoder) -> tuple[LatentEpisodes, LatentEpisodes]:
@@ -128,13 +143,16 @@ def fit_denoiser(
 ) -> Denoiser:
     """Train the denoiser, or load it where this budget is spent already."""
     torch.manual_seed(stage.seed + 1)
-    actions = stage.recording.header.action_set.size
-    model = place(Denoiser(replace(find_preset(stage.preset).denoiser, actions=actions)), stage.device)
+    model = _fresh_denoiser(stage)
     folder = stage.work / "denoiser"
     if not load_finished(model, folder, options):
+        unroll_from = UNROLL_START
         if stage.init is not None:
             _start_from(model, stage.init.denoiser, stage)
-        task = DenoiserTask(model, autoencoder, *latents, stage.seed, stage.batch("denoiser"))
+            unroll_from = 0.0  # it predicts well enough to be followed from the start
+        task = DenoiserTask(
+            model, autoencoder, *latents, stage.seed, stage.batch("denoiser"), unroll_from=unroll_from
+        )  # fmt: skip
         Trainer(task, options, folder).run()
     return model.eval()
 
@@ -143,7 +161,7 @@ def finish_checkpoint(
     stage: Stage,
     autoencoder: Autoencoder,
     denoiser: Denoiser,
-    train: LatentEpisodes,
+    latents: tuple[LatentEpisodes, LatentEpisodes],
     out: Path,
     minutes: dict[str, float],
     scope: EvaluateOptions,
@@ -173,7 +191,8 @@ def finish_checkpoint(
         out.name, header.spec, stage.preset, header.action_set, header.height, header.width, header.frame_skip,
         header.fps, autoencoder.config, denoiser.config, SamplerConfig(), data, training, git_commit(), header.notice,
     )  # fmt: skip
-    spawns = choose_spawns(train, denoiser.config.context, stage.seed)
+    train, _ = find_footage(stage.recording, latents)
+    spawns = choose_spawns(train, denoiser.config.context, bool(autoencoder.config.compensation), stage.seed)
     checkpoint = Checkpoint(config, autoencoder, denoiser, spawns, {})
     # Where the game's episodes are short, so are the free plays: it is no reason to fail at the very end.
     longest = max(info.frames for info in unseen_episodes(checkpoint, stage.recording))
@@ -184,19 +203,26 @@ def finish_checkpoint(
     return metrics
 
 
-def choose_spawns(episodes: LatentEpisodes, context: int, seed: int) -> Spawns:
-    """Starts that differ most from one another, by farthest-point choice among random windows."""
-    starts = window_starts(episodes.lengths, context)
+def choose_spawns(footage: Footage, context: int, frames: bool, seed: int) -> Spawns:
+    """Starts that differ most from one another, by farthest-point choice among random windows.
+
+    With ``frames``, the one on screen at each start is kept too.
+    """
+    starts = window_starts(footage.episodes.lengths, context)
     rng = np.random.default_rng([seed, 7])
     starts = rng.choice(starts, min(SPAWN_CANDIDATES, len(starts)), replace=False)
-    latents, actions = gather_windows(episodes, starts, context)
+    latents, actions = gather_windows(footage.episodes, starts, context)
     looks = latents[:, -1].flatten(1).cpu()
     chosen = [0]
     distance = (looks - looks[0]).square().sum(1)
     while len(chosen) < min(SPAWNS, len(starts)):
         chosen.append(int(distance.argmax()))
         distance = torch.minimum(distance, (looks - looks[chosen[-1]]).square().sum(1))
-    return Spawns(latents[chosen].half().cpu(), actions[chosen].float().cpu())
+    shown = None
+    if frames:
+        last = [footage.frames(int(starts[number]) + context - 1, 1) for number in chosen]
+        shown = torch.from_numpy(np.concatenate(last))
+    return Spawns(latents[chosen].half().cpu(), actions[chosen].float().cpu(), shown)
 
 
 def train_autoencoder(
@@ -217,10 +243,43 @@ def train_denoiser(
     autoencoder = load_autoencoder(stage)
     latents = encode(stage, autoencoder)
     denoiser = fit_denoiser(stage, autoencoder, latents, options)
-    minutes = {name: round(seconds / 60, 1) for name, seconds in _stage_seconds(work).items()}
-    scope = EvaluateOptions(64, 4, 64, QUICK)
-    metrics = finish_checkpoint(stage, autoencoder, denoiser, latents[0], out, minutes, scope)
+    return _write_stage(stage, autoencoder, denoiser, latents, out)
+
+
+def train_decoder(
+    data: Path, work: Path, out: Path, preset: str, init: str | None, options: TrainOptions, device: str
+) -> dict[str, Any]:
+    """``gamengen train decoder``: trains, evaluates and writes the checkpoint."""
+    check_writable(out)
+    stage = _stage(data, work, preset, init, options, device)
+    plain, denoiser = load_autoencoder(stage), load_denoiser(stage)
+    latents = encode(stage, plain)
+    return _write_stage(stage, fit_decoder(stage, plain, denoiser, latents, options), denoiser, latents, out)
+
+
+def _write_stage(
+    stage: Stage,
+    autoencoder: Autoencoder,
+    denoiser: Denoiser,
+    latents: tuple[LatentEpisodes, LatentEpisodes],
+    out: Path,
+) -> dict[str, Any]:
+    names = [name for name in STAGES if (stage.work / name / "metrics.jsonl").is_file()]
+    minutes = {name: round(_last_figures(stage.work / name).get("seconds", 0.0) / 60, 1) for name in names}
+    metrics = finish_checkpoint(stage, autoencoder, denoiser, latents, out, minutes, EvaluateOptions(64, 4, 64, QUICK))
     return {"checkpoint": str(out), "device": describe_device(stage.device), **summarise(metrics)}
+
+
+def _fresh_denoiser(stage: Stage) -> Denoiser:
+    actions = stage.recording.header.action_set.size
+    return place(Denoiser(replace(find_preset(stage.preset).denoiser, actions=actions)), stage.device)
+
+
+def _load_stage(model: Model, stage: Stage, name: str) -> Model:
+    if not load_finished(model, stage.work / name, None):
+        what = f"the work folder has no finished {name}"
+        raise CheckpointError(what, stage.work, f"run gamengen train {name} first, with this folder")
+    return model.eval()
 
 
 def _start_from(model: nn.Module, source: nn.Module, stage: Stage) -> None:
@@ -235,14 +294,6 @@ def _stage(data: Path, work: Path, preset: str, init: str | None, options: Train
     chosen = choose_device(device)
     start = load_checkpoint(init) if init is not None else None
     return Stage(Recording.open(data), work, preset, chosen, start, options.seed)
-
-
-def _stage_seconds(work: Path) -> dict[str, float]:
-    found = {}
-    for name in ("autoencoder", "denoiser"):
-        figures = _last_figures(work / name)
-        found[name] = float(figures.get("seconds", 0.0))
-    return found
 
 
 def _last_figures(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Training the decoder on, with encoder and denoiser as they are.
+"""Training the decoder on, with motion compensation; encoder and denoiser stay as they are.
 
-The decoder bounds every frame's quality, and it goes on learning when the latents are long made. It sees
-the autoencoder's latents and the denoiser's predictions of them, from which a played frame is decoded.
+It learns in plays that go on from step to step, one frame a step, each of which decodes with its own last
+frame in view: so it learns both to carry over what is sharp and not to carry over its mistakes.
 """
 
 from __future__ import annotations
@@ -14,127 +14,269 @@ import numpy as np
 import torch
 from torch import nn
 
-from gamengen.autoencoder import FACTOR, Autoencoder, pixels_of
+from gamengen.autoencoder import Autoencoder, Before, pixels_of
+from gamengen.camera import CLEAR, fit_camera, match_motion
+from gamengen.compensation import warp
 from gamengen.denoiser import Denoiser
 from gamengen.devices import place
 from gamengen.diffusion import SamplerConfig, sample_next
+from gamengen.evaluation.similarity import sharpness
 from gamengen.latents import LatentEpisodes, gather_windows, window_starts
-from gamengen.train_autoencoder import CROP, HELD_OUT_FRAMES, LATENT_NOISE, crop_offset, frame_psnr, reconstruction_loss
-from gamengen.training import autocast, step_generator
+from gamengen.train_autoencoder import LATENT_NOISE, frame_psnr, reconstruction_loss
+from gamengen.training import Task, step_generator
 from recorder.episodes import read_episode
 from recorder.progress import progress
 from recorder.recording import Recording, split_held_out
 
-PREDICTED_FRAMES = 4_000
-PREDICTED_SHARE = 0.5  # of a batch
 STEPS = (1, 2, 4)
-PREDICT_BATCH = 16
+ALONE = 4  # one frame in so many is decoded from its true latent alone, as the autoencoder does
+MOVED_WEIGHT = 0.5  # of the moved last frame in the loss, beside the mixed one
+CAMERA_PAIRS, PAIRS_AT_ONCE = 384, 16
+HELD_OUT_WINDOWS, HELD_OUT_PLAYS, PLAYED_FRAMES = 48, 8, 32
 
 
 @dataclass(frozen=True)
-class PredictedFrames:
-    """Frames (N, H, W, 3) uint8, their latents (N, C, h, w) float16, and what the denoiser predicts of them."""
+class PlayKind:
+    """How long a play lasts, in frames, and whether its latents follow from its own latents or from real ones."""
 
-    frames: np.ndarray
-    latents: torch.Tensor
-    predicted: torch.Tensor
+    longest: int
+    own: bool
 
 
-def predict_frames(
-    recording: Recording,
-    train: LatentEpisodes,
-    held_out: LatentEpisodes,
-    denoiser: Denoiser,
-    seed: int,
-    limit: int = PREDICTED_FRAMES,
-) -> tuple[PredictedFrames, PredictedFrames]:
-    """Teacher-forced predictions, with 1, 2 or 4 sampling steps, of evenly spaced frames: (train, held out)."""
+# In turn over the batch: real last frames are frequent, long plays teach to stay stable, own ones are what is played.
+KINDS = (PlayKind(3, False), PlayKind(32, True), PlayKind(64, False), PlayKind(32, True))
+
+
+@dataclass(frozen=True)
+class Footage:
+    """Episodes as latents, and where their frames are."""
+
+    paths: tuple[Path, ...]
+    episodes: LatentEpisodes
+
+    def frames(self, first: int, count: int) -> np.ndarray:
+        """``count`` frames (count, H, W, 3) uint8 from the ``first`` of all episodes laid end to end."""
+        ends = np.cumsum(self.episodes.lengths)
+        number = int(np.searchsorted(ends, first, side="right"))
+        start = first - int(ends[number]) + self.episodes.lengths[number]
+        return read_episode(self.paths[number], start, start + count).frames
+
+
+def find_footage(recording: Recording, latents: tuple[LatentEpisodes, LatentEpisodes]) -> tuple[Footage, Footage]:
+    """The recording's episodes with their latents: (train, held out)."""
     parts = split_held_out([info.path for info in recording.episodes()])
-    return (
-        _predict(parts[0], train, denoiser, seed, limit),
-        _predict(parts[1], held_out, denoiser, seed, min(limit, HELD_OUT_FRAMES)),
-    )
+    return Footage(tuple(parts[0]), latents[0]), Footage(tuple(parts[1]), latents[1])
 
 
-@torch.no_grad()
-def _predict(
-    paths: Sequence[Path], episodes: LatentEpisodes, denoiser: Denoiser, seed: int, limit: int
-) -> PredictedFrames:
-    context = denoiser.config.context
-    starts = window_starts(episodes.lengths, context + 1)
-    found = starts[np.unique(np.linspace(0, len(starts) - 1, limit).astype(int))]
-    frames, first = [], 0
-    with progress("reading frames", len(paths), "episodes") as show:
-        for done, (path, length) in enumerate(zip(paths, episodes.lengths, strict=True)):
-            picks = found[(found >= first) & (found < first + length)] - first + context
-            if len(picks):
-                frames.append(read_episode(path).frames[picks])
-            first += length
-            show(done + 1, "")
-    device = next(denoiser.parameters()).device
-    predicted = []
-    with progress("predicting frames", len(found), "frames") as show:
-        for number, first in enumerate(range(0, len(found), PREDICT_BATCH)):
-            latents, actions = gather_windows(episodes, found[first : first + PREDICT_BATCH], context)
-            shape = (2, len(latents), *latents.shape[2:])
-            noise = torch.randn(shape, generator=step_generator(seed, number, device), device=device)
-            config = SamplerConfig(STEPS[number % len(STEPS)])
-            with autocast(device):
-                predicted.append(sample_next(denoiser, latents.to(device), actions.to(device), noise, config).half())
-            show(first + len(latents), "")
-    index = torch.from_numpy(found + context).to(episodes.latents.device)
-    return PredictedFrames(np.concatenate(frames), episodes.latents[index].cpu(), torch.cat(predicted).cpu())
+class Plays:
+    """Plays side by side, each at its own frame of a recorded episode."""
+
+    def __init__(self, footage: Footage, count: int, context: int) -> None:
+        self._footage, self._context = footage, context
+        lengths = footage.episodes.lengths
+        self._kinds = [KINDS[number % len(KINDS)] for number in range(count)]
+        room = max(1, max(lengths) - context)
+        self._longest = [min(kind.longest, room) for kind in self._kinds]
+        self._starts = {longest: window_starts(lengths, context + longest) for longest in set(self._longest)}
+        self._first, self._left = np.zeros(count, np.int64), np.zeros(count, np.int64)  # none has begun
+        self._frames: list[np.ndarray] = [np.zeros(0, np.uint8)] * count  # those to come, of each
+        self._last: list[torch.Tensor] = [torch.zeros(0)] * count
+        self._own: list[torch.Tensor] = [torch.zeros(0)] * count
+
+    def begin(self, rng: np.random.Generator) -> None:
+        """Begin another play wherever one has ended."""
+        for number in np.flatnonzero(self._left == 0).tolist():
+            longest = self._longest[number]
+            self._first[number] = rng.choice(self._starts[longest])
+            self._left[number] = rng.integers(1, longest + 1)
+            self._own[number] = self._windows([number], self._context)[0][0]
+            frames = self._read(number, 1 + self._left[number])
+            self._last[number] = torch.from_numpy(frames[0])
+            self._frames[number] = frames[1:]
+
+    def contexts(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Past latents (N, K, C, h, w), real or own by the kind of play, and actions (N, K, A)."""
+        latents, actions = self._windows(range(len(self._kinds)), self._context)
+        parts = [self._own[number] if kind.own else latents[number] for number, kind in enumerate(self._kinds)]
+        return torch.stack([part.float() for part in parts]), actions
+
+    def last(self) -> torch.Tensor:
+        """The frame on screen in each play (N, H, W, 3) uint8."""
+        return torch.stack(self._last)
+
+    def targets(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The real next frames (N, H, W, 3) uint8 and their latents (N, C, h, w)."""
+        latents, _ = self._windows(range(len(self._kinds)), self._context + 1)
+        return torch.from_numpy(np.stack([frames[0] for frames in self._frames])), latents[:, -1]
+
+    def advance(self, latents: torch.Tensor, frames: torch.Tensor) -> None:
+        """One frame on, to the latents (N, C, h, w) and frames (N, H, W, 3) uint8 that were made."""
+        for number in range(len(self._kinds)):
+            self._own[number] = torch.cat([self._own[number][1:], latents[number : number + 1].to(self._own[number])])
+            self._last[number] = frames[number]
+            self._frames[number] = self._frames[number][1:]
+        self._first += 1
+        self._left -= 1
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """For the training state."""
+        if not len(self._last[0]):
+            return {}
+        return {
+            "first": torch.from_numpy(self._first), "left": torch.from_numpy(self._left),
+            "last": torch.stack(self._last), "own": torch.stack(self._own),
+        }  # fmt: skip
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on with the plays of :meth:`state`."""
+        if not state:
+            return
+        self._first, self._left = state["first"].cpu().numpy().copy(), state["left"].cpu().numpy().copy()
+        self._last = list(state["last"].cpu())
+        self._own = list(state["own"].to(self._footage.episodes.latents.device))
+        for number in np.flatnonzero(self._left).tolist():
+            self._frames[number] = self._read(number, 1 + self._left[number])[1:]
+
+    def _read(self, number: int, count: int) -> np.ndarray:
+        return self._footage.frames(int(self._first[number]) + self._context - 1, int(count))
+
+    def _windows(self, numbers: Sequence[int], window: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return gather_windows(self._footage.episodes, self._first[list(numbers)], window)
 
 
-class DecoderTask:
-    """Decode crops of true and of predicted latents; see :class:`gamengen.training.Task`."""
+class DecoderTask(Task):
+    """Decode the next frame of plays, and some frames from their latents alone."""
 
     name = "decoder"
 
     def __init__(
-        self, model: Autoencoder, train: PredictedFrames, held_out: PredictedFrames, seed: int, batch: int = 16
+        self, model: Autoencoder, denoiser: Denoiser, train: Footage, held_out: Footage, seed: int, batch: int = 8
     ) -> None:
+        assert model.compensation is not None
         model.encoder.requires_grad_(False)
+        model.compensation.camera.requires_grad_(False)  # learned at once at the first step
         self._device = next(model.parameters()).device
         self.model: nn.Module = place(model, self._device)
-        self._autoencoder, self._train, self._held_out = model, train, held_out
-        self._seed, self._batch = seed, batch
-        height, width = train.frames.shape[1:3]
-        self._crop = (min(CROP[0], height), min(CROP[1], width))
+        self._autoencoder, self._denoiser, self._seed, self._batch = model, denoiser, seed, batch
+        self._plays = Plays(train, batch, denoiser.config.context)
+        self._train, self._held_out = train, held_out
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
-        """Reconstruction loss of the batch's crops."""
+        """Reconstruction loss of one frame of each play."""
         rng = np.random.default_rng([self._seed, step])
-        frames, latents = [], []
-        for number, index in enumerate(rng.integers(len(self._train.frames), size=self._batch)):
-            top, left = (
-                crop_offset(rng, size, crop)
-                for size, crop in zip(self._train.frames.shape[1:3], self._crop, strict=True)
-            )
-            height, width = self._crop
-            frames.append(self._train.frames[index, top : top + height, left : left + width])
-            source = self._train.predicted if number < PREDICTED_SHARE * self._batch else self._train.latents
-            rows = slice(top // FACTOR, (top + height) // FACTOR)
-            latents.append(source[index, :, rows, left // FACTOR : (left + width) // FACTOR].float())
-        pixels = pixels_of(torch.from_numpy(np.stack(frames)).to(self._device))
-        taken = torch.stack(latents).to(self._device)  # autocast stacks no float16
         generator = step_generator(self._seed, step, self._device)
-        scale = LATENT_NOISE * torch.rand(len(taken), 1, 1, 1, generator=generator, device=self._device)
-        noise = torch.randn(taken.shape, generator=generator, device=self._device)
-        return reconstruction_loss(self._autoencoder.decode(taken + scale * noise), pixels)
+        if step == 0:
+            self._fit_camera(rng)
+        self._plays.begin(rng)
+        context, actions = (part.to(self._device) for part in self._plays.contexts())
+        predicted = self._predict(context, actions, int(rng.choice(STEPS)), generator)
+        frames, latents = self._plays.targets()
+        target = pixels_of(frames.to(self._device))
+        before = Before(context[:, -1], self._plays.last().to(self._device), actions)
+        pixels, flow = self._autoencoder.decode_next(self._noised(predicted, generator), before)
+        loss = reconstruction_loss(pixels, target) + MOVED_WEIGHT * _moved_loss(flow, before.frames, target)
+        alone = slice(step % ALONE % self._batch, None, ALONE)
+        taken = self._noised(latents[alone].to(self._device).float(), generator)
+        loss = loss + reconstruction_loss(self._autoencoder.decode(taken), target[alone]) / ALONE
+        shown = pixels.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+        self._plays.advance(predicted, shown.permute(0, 2, 3, 1).cpu())
+        return loss
+
+    def _fit_camera(self, rng: np.random.Generator) -> None:
+        context = self._denoiser.config.context
+        starts = window_starts(self._train.episodes.lengths, context + 1)
+        picks = rng.choice(starts, min(CAMERA_PAIRS, len(starts)), replace=False)
+        flows, gains = [], []
+        with progress("looking how actions move the camera", len(picks), "pairs") as show:
+            for done in range(0, len(picks), PAIRS_AT_ONCE):
+                pairs = [self._train.frames(int(n) + context - 1, 2) for n in picks[done : done + PAIRS_AT_ONCE]]
+                frames = torch.from_numpy(np.stack(pairs)).to(self._device)
+                flow, gain = match_motion(pixels_of(frames[:, 0]), pixels_of(frames[:, 1]))
+                flows.append(flow)
+                gains.append(gain)
+                show(done + len(pairs), "")
+        actions = gather_windows(self._train.episodes, picks, context)[1].to(self._device)
+        assert self._autoencoder.compensation is not None
+        with torch.autocast(self._device.type, enabled=False):
+            fit_camera(self._autoencoder.compensation, torch.cat(flows), torch.cat(gains).clamp(min=CLEAR), actions)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The plays that go on from step to step."""
+        return self._plays.state()
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on with the plays of :meth:`state`."""
+        self._plays.load_state(state)
+
+    def _noised(self, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        scale = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, generator=generator, device=self._device)
+        return latents + scale * torch.randn(latents.shape, generator=generator, device=self._device)
+
+    def _predict(
+        self, context: torch.Tensor, actions: torch.Tensor, steps: int, generator: torch.Generator
+    ) -> torch.Tensor:
+        noise = torch.randn((1, *context[:, 0].shape), generator=generator, device=self._device)
+        return sample_next(self._denoiser, context, actions, noise, SamplerConfig(steps)).float()
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Held-out PSNR from true and from predicted latents, and both below the originals."""
-        frames = torch.from_numpy(self._held_out.frames)
-        decoded = {
-            "psnr": self._decode(self._held_out.latents),
-            "predicted_psnr": self._decode(self._held_out.predicted),
-        }
-        figures = {name: float(frame_psnr(frames, part).mean()) for name, part in decoded.items()}
-        picks = np.linspace(0, len(frames) - 1, 6).astype(int)
-        rows = [np.concatenate(list(part[picks].numpy()), axis=1) for part in (frames, *decoded.values())]
-        return figures, {"original_decoded_predicted": np.concatenate(rows)}
+        """Held-out PSNR of frames decoded alone, from true and from predicted latents, and after 32 frames of play.
 
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        parts = [part.to(self._device).float() for part in latents.split(8)]
-        return torch.cat([self._autoencoder.decode_frames(part).cpu() for part in parts])
+        Sharpness after the play is a share of the real frames'.
+        """
+        context = self._denoiser.config.context
+        room = min(PLAYED_FRAMES, max(self._held_out.episodes.lengths) - context)
+        starts = window_starts(self._held_out.episodes.lengths, context + room)
+        picks = starts[np.unique(np.linspace(0, len(starts) - 1, HELD_OUT_WINDOWS).astype(int))]
+        generator = step_generator(self._seed, 0, self._device)
+        real = torch.from_numpy(np.stack([self._held_out.frames(int(first) + context - 1, 2) for first in picks]))
+        latents, actions = (
+            part.to(self._device) for part in gather_windows(self._held_out.episodes, picks, context + 1)
+        )
+        predicted = self._predict(latents[:, :-1], actions[:, :-1], 4, generator)
+        decoded = {
+            "alone_psnr": self._decode(latents[:, -1]),
+            "psnr": self._decode(latents[:, -1], Before(latents[:, -2], real[:, 0], actions[:, :-1])),
+            "predicted_psnr": self._decode(predicted, Before(latents[:, -2], real[:, 0], actions[:, :-1])),
+        }
+        figures = {name: float(frame_psnr(real[:, 1], part).mean()) for name, part in decoded.items()}
+        rows = [part[:6] for part in (real[:, 1], *decoded.values())]
+
+        picks = picks[:: max(1, len(picks) // HELD_OUT_PLAYS)]
+        past, actions = (
+            part.to(self._device) for part in gather_windows(self._held_out.episodes, picks, context + room)
+        )
+        past = past[:, :context]
+        shown = torch.from_numpy(np.concatenate([self._held_out.frames(int(n) + context - 1, 1) for n in picks]))
+        for frame in range(room):
+            held = actions[:, frame : frame + context]
+            following = self._predict(past, held, 4, generator)
+            shown = self._decode(following, Before(past[:, -1], shown, held))
+            past = torch.cat([past[:, 1:], following[:, None]], dim=1)
+        last = np.concatenate([self._held_out.frames(int(n) + context + room - 1, 1) for n in picks])
+        figures["rollout_psnr"] = float(frame_psnr(torch.from_numpy(last), shown).mean())
+        figures["rollout_sharpness"] = float(sharpness(shown.numpy()).mean() / sharpness(last).mean())
+        rows += [torch.from_numpy(last)[:6], shown[:6]]
+        pictures = [np.concatenate(list(row.numpy()), axis=1) for row in rows if len(row) == len(rows[0])]
+        return figures, {"real_alone_true_predicted_real_played": np.concatenate(pictures)}
+
+    def _decode(self, latents: torch.Tensor, before: Before | None = None) -> torch.Tensor:
+        """Frames (N, H, W, 3) uint8 on the CPU."""
+        parts = []
+        for first in range(0, len(latents), 8):
+            part, given = slice(first, first + 8), None
+            if before is not None:
+                frames = before.frames[part].to(self._device)
+                given = Before(before.latents[part], frames, before.actions[part])
+            parts.append(self._autoencoder.decode_frames(latents[part], given).cpu())
+        return torch.cat(parts)
+
+
+def _moved_loss(flow: torch.Tensor, frames: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Absolute error of the last frames (B, H, W, 3) uint8 moved by ``flow``, where standing still is no better.
+
+    Without that, what stands still on the screen holds back the flow of all that is around it (the minimum
+    reprojection of Godard et al., arXiv 1806.01260, section 3.2).
+    """
+    last = pixels_of(frames)
+    still = (last - target).abs().mean(1)
+    return torch.minimum((warp(last, flow) - target).abs().mean(1), still).mean()

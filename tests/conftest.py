@@ -100,7 +100,7 @@ def made_up() -> Callable[..., Checkpoint]:
     def make(height: int = 48, width: int = 80, seed: int = 0, **changes: Any) -> Checkpoint:
         torch.manual_seed(seed)
         encoder_config = AutoencoderConfig(
-            channels=8, widths=(16, 16, 16), encoder_blocks=(0, 0, 1), decoder_blocks=(1, 0, 1)
+            channels=8, widths=(16, 16, 16), encoder_blocks=(0, 0, 1), decoder_blocks=(1, 0, 1), compensation=4 * 2
         )
         config = DenoiserConfig(
             context=4, channels=8, actions=2, widths=(16, 24), context_blocks=(1, 1, 1), noise_blocks=(0, 1, 1),
@@ -120,7 +120,8 @@ def made_up() -> Callable[..., Checkpoint]:
                     if name.startswith("actions."):
                         parameter.mul_(8)
             latents = autoencoder.encode(torch.randn(3 * 4, 3, height, width))
-        spawns = Spawns(latents.unflatten(0, (3, 4)).half(), torch.randint(0, 2, (3, 4, 2)).float())
+        frames = torch.randint(0, 256, (3, height, width, 3), dtype=torch.uint8)
+        spawns = Spawns(latents.unflatten(0, (3, 4)).half(), torch.randint(0, 2, (3, 4, 2)).float(), frames)
         made = CheckpointConfig(**{**values, **changes})
         return Checkpoint(made, autoencoder.eval(), denoiser.eval(), spawns, {"note": "made up"})
 

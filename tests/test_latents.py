@@ -24,6 +24,7 @@ from gamengen.latents import (
 from gamengen.presets import PRESETS
 from gamengen.stages import choose_spawns
 from gamengen.train_autoencoder import encode_frames
+from gamengen.train_decoder import Footage, find_footage
 from recorder.episodes import read_episode
 from recorder.recording import Recording
 
@@ -54,7 +55,8 @@ def test_no_window_crosses_an_episode(window: int) -> None:
     assert (latents[:, :, 0] == latents[:, :1, 0]).all(), "one episode"
     assert (latents[:, :, 1, 0, 0].diff(dim=1) == 1).all(), "one frame after another"
     assert torch.equal(actions[:, :, 0], latents[:, :, 1, 0, 0]), "actions go with their frames"
-    spawns = choose_spawns(episodes, window, seed=0)
+    spawns = choose_spawns(Footage((), episodes), window, frames=False, seed=0)
+    assert spawns.frames is None
     assert (spawns.latents[:, :, 0] == spawns.latents[:, :1, 0]).all()
 
 
@@ -163,8 +165,11 @@ def test_damaged_cache(
 
 def test_spawns_differ(recording: Recording, model: Autoencoder, tmp_path: Path) -> None:
     encode_recording(recording, model, tmp_path / "cache")
-    train, _ = load_latents(tmp_path / "cache", model)
-    spawns, again = (choose_spawns(train, 4, seed=3) for _ in range(2))
+    train, _ = find_footage(recording, load_latents(tmp_path / "cache", model))
+    spawns, again = (choose_spawns(train, 4, frames=True, seed=3) for _ in range(2))
+    assert spawns.frames is not None
+    again_encoded = encode_frames(model, spawns.frames.numpy())
+    torch.testing.assert_close(again_encoded, spawns.latents[:, -1], atol=0.02, rtol=0.02)
     assert torch.equal(spawns.latents, again.latents)
     assert spawns.latents.shape == (8, 4, 8, 2, 3)
     assert spawns.actions.shape == (8, 4, 2)

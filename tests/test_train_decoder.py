@@ -1,4 +1,4 @@
-"""The decoder's refinement: which frames it sees, and what it leaves alone."""
+"""Training the decoder on: what its plays see, what it leaves alone, and that it can be resumed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+import gamengen.train_decoder
+import gamengen.training
 from gamengen.checkpoints import Checkpoint
+from gamengen.compensation import Compensation
 from gamengen.latents import encode_recording, load_latents, weights_hash
-from gamengen.train_autoencoder import encode_frames
-from gamengen.train_decoder import DecoderTask, PredictedFrames, predict_frames
+from gamengen.train_decoder import DecoderTask, Footage, PlayKind, Plays, find_footage
 from gamengen.training import Trainer, TrainOptions
+from recorder.episodes import read_episode
 from recorder.recording import Recording
 
-Predicted = tuple[PredictedFrames, PredictedFrames]
+CONTEXT = 4
+LENGTHS = (12, 9, 3, 14)
 
 
 @pytest.fixture
@@ -25,36 +29,107 @@ def checkpoint(made_up: Callable[..., Checkpoint]) -> Checkpoint:
 
 
 @pytest.fixture
-def predicted(checkpoint: Checkpoint, make_recording: Callable[..., Recording], tmp_path: Path) -> Predicted:
-    recording = make_recording(tmp_path / "data", (12, 9, 3, 14), height=48, width=80)
+def footage(
+    checkpoint: Checkpoint, make_recording: Callable[..., Recording], tmp_path: Path
+) -> tuple[Footage, Footage]:
+    recording = make_recording(tmp_path / "data", LENGTHS, height=48, width=80)
     encode_recording(recording, checkpoint.autoencoder, tmp_path / "latents")
-    latents = load_latents(tmp_path / "latents", checkpoint.autoencoder)
-    return predict_frames(recording, *latents, checkpoint.denoiser, 0, limit=100)
+    return find_footage(recording, load_latents(tmp_path / "latents", checkpoint.autoencoder))
 
 
-def test_frames_and_latents_belong_together(checkpoint: Checkpoint, predicted: Predicted) -> None:
-    train, held_out = predicted
-    assert len(train.frames) == (9 - 4) + (14 - 4), "an episode of 3 frames has no window"
-    assert len(held_out.frames) == 12 - 4
-    for part in predicted:
-        assert part.latents.shape == part.predicted.shape == (len(part.frames), 8, 3, 5)
-        again = encode_frames(checkpoint.autoencoder, part.frames)
-        assert torch.allclose(again.float(), part.latents.float(), atol=0.1)
-        assert not torch.allclose(part.predicted.float(), part.latents.float(), atol=0.1)
+def make_task(checkpoint: Checkpoint, footage: tuple[Footage, Footage]) -> DecoderTask:
+    return DecoderTask(checkpoint.autoencoder, checkpoint.denoiser, *footage, 0, batch=4)
 
 
-def test_refinement_helps_and_leaves_the_encoder(checkpoint: Checkpoint, predicted: Predicted, tmp_path: Path) -> None:
+def test_footage_finds_frames_of_episodes_end_to_end(footage: tuple[Footage, Footage]) -> None:
+    train = footage[0]
+    assert train.episodes.lengths == LENGTHS[1:]
+    frames = np.concatenate([read_episode(path).frames for path in train.paths])
+    for first, count in ((0, 2), (7, 2), (9, 3), (12, 14)):
+        assert np.array_equal(train.frames(first, count), frames[first : first + count])
+
+
+def test_plays_show_their_own_frames_after_the_first(footage: tuple[Footage, Footage]) -> None:
+    train = footage[0]
+    every = np.concatenate([read_episode(path).frames for path in train.paths])
+    plays, rng = Plays(train, 4, CONTEXT), np.random.default_rng(0)
+    made = torch.full((4, 48, 80, 3), 7, dtype=torch.uint8)
+    own = torch.full((4, 8, 3, 5), -1.0)
+    ages = [0] * 4
+    for _ in range(30):
+        plays.begin(rng)
+        context, actions = plays.contexts()
+        targets, latents = plays.targets()
+        assert context.shape == (4, CONTEXT, 8, 3, 5)
+        assert actions.shape == (4, CONTEXT, 2)
+        for number, last in enumerate(plays.last()):
+            ages[number] = ages[number] + 1 if torch.equal(last, made[number]) else 0
+            same = (train.episodes.latents == latents[number]).flatten(1).all(1).nonzero()[:, 0].tolist()
+            assert all(np.array_equal(targets[number], every[position]) for position in same)
+            if not ages[number]:
+                assert any(np.array_equal(last, every[position - 1]) for position in same)
+            mine = (context[number] == -1).flatten(1).all(1)
+            follows_own = number in (1, 3)
+            assert int(mine.sum()) == (min(ages[number], CONTEXT) if follows_own else 0)
+        plays.advance(own, made)
+    assert plays.contexts()[0].isfinite().all()
+
+
+def test_it_helps_and_leaves_the_encoder(
+    checkpoint: Checkpoint, footage: tuple[Footage, Footage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What an untrained denoiser predicts would teach it nothing but not to trust the last frame.
+    monkeypatch.setattr(gamengen.train_decoder, "KINDS", (PlayKind(1, False),))
+    config = checkpoint.autoencoder.config
+    fresh = Compensation(config.channels, config.widths, 4, config.compensation)
+    assert checkpoint.autoencoder.compensation is not None
+    checkpoint.autoencoder.compensation.load_state_dict(fresh.state_dict())
     encoder, decoder = (weights_hash(part) for part in (checkpoint.autoencoder.encoder, checkpoint.autoencoder.decoder))
-    task = DecoderTask(checkpoint.autoencoder, *predicted, 0, batch=4)
+    task = make_task(checkpoint, footage)
     before, _ = task.evaluate(task.model)
-    figures = Trainer(task, TrainOptions(steps=30, evaluate_seconds=1000), tmp_path / "decoder").run()
-    assert figures["psnr"] > before["psnr"] + 1
-    assert figures["predicted_psnr"] > before["predicted_psnr"]
+    losses, loss = [], task.loss
+
+    def listening(step: int, progress: float) -> torch.Tensor:
+        losses.append(loss(step, progress))
+        return losses[-1]
+
+    monkeypatch.setattr(task, "loss", listening)
+    figures = Trainer(task, TrainOptions(steps=80, evaluate_seconds=1000), tmp_path / "decoder").run()
+    assert figures["alone_psnr"] > before["alone_psnr"] + 1
+    found = torch.stack(losses).detach()
+    assert found[-20:].mean() < 0.7 * found[:20].mean()
     assert weights_hash(checkpoint.autoencoder.encoder) == encoder
     assert weights_hash(checkpoint.autoencoder.decoder) != decoder
 
 
-def test_the_loss_depends_on_seed_and_step_alone(checkpoint: Checkpoint, predicted: Predicted) -> None:
-    losses = [float(DecoderTask(checkpoint.autoencoder, *predicted, 3).loss(step, 0.0)) for step in (5, 5, 6)]
-    assert losses[0] == losses[1] != losses[2]
-    assert np.isfinite(losses).all()
+class Stopped(Exception):
+    pass
+
+
+def test_resumed_equals_uninterrupted(
+    made_up: Callable[..., Checkpoint],
+    footage: tuple[Footage, Footage],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gamengen.training, "SAVE_SECONDS", 0.0)
+    options = TrainOptions(steps=8)
+    whole = made_up()
+    Trainer(make_task(whole, footage), options, tmp_path / "whole").run()
+
+    task = make_task(made_up(), footage)
+    loss = task.loss
+
+    def stopping(step: int, progress: float) -> torch.Tensor:
+        if step == 5:
+            raise Stopped
+        return loss(step, progress)
+
+    monkeypatch.setattr(task, "loss", stopping)
+    with pytest.raises(Stopped):
+        Trainer(task, options, tmp_path / "parts").run()
+    resumed = made_up()
+    trainer = Trainer(make_task(resumed, footage), options, tmp_path / "parts")
+    assert trainer.step == 5
+    trainer.run()
+    assert weights_hash(resumed.autoencoder) == weights_hash(whole.autoencoder)

@@ -29,8 +29,8 @@ LPIPS lower is."""
 PAPER_NOTE = """The last column is of the GameNGen paper ([arXiv 2408.14837](https://arxiv.org/abs/2408.14837)). **Game,
 agent, amount of data, network and protocol differ from ours**, so it says where the field stands and not which model is
 better: PSNR depends above all on how much changes between two frames, which *copy last frame* and the ceiling show. The
-ceiling is the autoencoder's own picture of the real frame; for clips it is one half of the real ones against the other
-half; for actions it is what is read back from real frames; for raters it is guessing. `-` is not measured, or not
+ceiling is the decoder's picture of the real frame's own latent; for clips it is one half of the real ones against the
+other half; for actions it is what is read back from real frames; for raters it is guessing. `-` is not measured, or not
 reported by the paper."""
 
 INTERVALS = """`±` is half of the 95 % interval of the mean. Frames of one episode resemble each other, so they do not

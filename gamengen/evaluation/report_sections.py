@@ -24,7 +24,11 @@ it, free play has lost the scene (which may still look right, as small differenc
 *Sharpness*, the mean absolute Laplacian, falls where the picture blurs and rises where it breaks into noise; it needs
 no aligned scene."""
 
-PICTURES = {"autoencoder": "autoencoder ceiling", "copy_last": "copy last frame"}
+PICTURES = {
+    "autoencoder": "autoencoder ceiling",
+    "autoencoder_alone": "autoencoder, from the latent alone",
+    "copy_last": "copy last frame",
+}
 AGENT_SIDES = {
     "real": "real game, read from its frames",
     "neural": "neural game, read from its frames",
@@ -65,14 +69,19 @@ def find_figure(metrics: Metrics, key: str) -> dict[str, Any] | None:
 def _teacher_forced(metrics: Metrics) -> list[Lines]:
     copied = find_figure(metrics, "copy_last") or {}
     rows = []
-    for key in ("copy_last", "autoencoder", *metrics["teacher_forced"]):
+    for key in ("copy_last", "autoencoder", "autoencoder_alone", *metrics["teacher_forced"]):
+        if key == "autoencoder_alone" and not metrics.get(key):
+            continue
         figure = find_figure(metrics, key) or {}
         over = [signed(minus(figure.get(name), copied.get(name))) for name in ("psnr", "pooled_psnr")]
         row = [PICTURES.get(key) or steps_label(key), with_interval(figure, "psnr"), over[0]]
         row += [number(figure.get("pooled_psnr")), over[1], number(figure.get("ssim"), 3)]
         rows.append([*row, number(figure.get("lpips"), 3)])
     head = ["picture", "PSNR, mean over frames", "over copying", "PSNR of the mean error", "over copying"]
-    return [["Each frame is predicted from real frames."], table([*head, "SSIM", "LPIPS"], rows)]
+    return [
+        ["Each frame is predicted from real frames. The ceiling is the true latent, decoded as a predicted one is."],
+        table([*head, "SSIM", "LPIPS"], rows),
+    ]
 
 
 def _regions(metrics: Metrics) -> list[Lines]:

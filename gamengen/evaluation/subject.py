@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
+from gamengen.autoencoder import Before
 from gamengen.checkpoints import Checkpoint
 from gamengen.devices import place
 from gamengen.diffusion import SamplerConfig, sample_next
@@ -39,6 +40,16 @@ class Subject:
         """Latents (B, C, h, w) -> frames (B, H, W, 3) uint8."""
         with autocast(self.device):
             return self._autoencoder.decode_frames(latents).cpu().numpy()
+
+    @torch.inference_mode()
+    def decode_next(
+        self, latents: torch.Tensor, last_latents: torch.Tensor, last: np.ndarray, actions: torch.Tensor
+    ) -> np.ndarray:
+        """Latents (B, C, h, w) -> frames (B, H, W, 3) uint8, with those before and the actions (B, K, A) in view."""
+        shown = torch.from_numpy(np.ascontiguousarray(last)).to(self.device)
+        with autocast(self.device):
+            before = Before(last_latents, shown, actions.to(self.device))
+            return self._autoencoder.decode_frames(latents, before).cpu().numpy()
 
     @torch.inference_mode()
     def predict(
@@ -88,8 +99,8 @@ class Subject:
             now = torch.from_numpy(np.array(choose(step, newest), np.float32)).to(self.device)
             held = torch.cat([held, now[:, None]], dim=1)
             latents = self.predict(past, held, self.noise(past[:, 0], generator))
+            newest = self.decode_next(latents, past[:, -1], newest, held)
             past, held = torch.cat([past[:, 1:], latents[:, None]], dim=1), held[:, 1:]
-            newest = self.decode(latents)
             yield newest
 
 

@@ -38,8 +38,9 @@ def measure_windows(
 
     Returns:
         Arrays (N,) by name: ``psnr/<picture>``, ``ssim/…``, ``lpips/…`` and ``<region>/…`` for the pictures
-        ``autoencoder``, ``copy_last`` and each number of steps; ``degrees`` turned, NaN where unknown;
-        ``owner``, the episode's seed. And a column of pictures for each window.
+        ``autoencoder`` (the true latent, decoded as in play), ``autoencoder_alone`` (decoded without the frame
+        before, where the decoder else sees that), ``copy_last`` and each number of steps; ``degrees`` turned,
+        NaN where unknown; ``owner``, the episode's seed. And a column of pictures for each window.
     """
     rows: dict[str, list[float]] = {}
     columns = []
@@ -49,9 +50,15 @@ def measure_windows(
         actions = torch.from_numpy(episode.actions)[None, :-1]
         noise = subject.noise(latents[:, 0], step_generator(seed, number))
         real, last = episode.frames[-1:], episode.frames[-2:-1]
-        pictures = {"autoencoder": subject.decode(latents[:, -1]), "copy_last": last}
+        pictures = {
+            "autoencoder": subject.decode_next(latents[:, -1], latents[:, -2], last, actions),
+            "copy_last": last,
+        }
+        if subject.config.autoencoder.compensation:
+            pictures["autoencoder_alone"] = subject.decode(latents[:, -1])
         for steps in STEPS:
-            pictures[str(steps)] = subject.decode(subject.predict(latents[:, :-1], actions, noise, steps))
+            predicted = subject.predict(latents[:, :-1], actions, noise, steps)
+            pictures[str(steps)] = subject.decode_next(predicted, latents[:, -2], last, actions)
         masks = regions(subject.config.spec, *real.shape[1:3])
         row = {"owner": float(info.seed), "degrees": _turned(episode.variables, info.variable_names)}
         for name, picture in pictures.items():
@@ -72,6 +79,7 @@ def summarise_windows(values: Values) -> dict[str, Any]:
     owners = values["owner"]
     pictures = ["autoencoder", "copy_last", *map(str, STEPS)]
     figures = {name: _figure(values, name, owners) for name in pictures}
+    alone = "autoencoder_alone"
     found = [name for name in ("hud", "weapon", "world") if f"{name}/copy_last" in values]
     parts = {region: {name: rounded(float(values[f"{region}/{name}"].mean())) for name in pictures} for region in found}
     still = values["psnr/copy_last"] >= STILL_PSNR
@@ -86,6 +94,7 @@ def summarise_windows(values: Values) -> dict[str, Any]:
     }
     return {
         "autoencoder": figures["autoencoder"],
+        alone: _figure(values, alone, owners) if f"psnr/{alone}" in values else None,
         "copy_last": figures["copy_last"],
         "teacher_forced": {str(steps): figures[str(steps)] for steps in STEPS},
         "regions": parts,

@@ -1,0 +1,105 @@
+"""The commands that train one stage: ``gamengen train autoencoder``, ``denoiser`` and ``decoder``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gamengen.evaluate_commands import Json
+
+if TYPE_CHECKING:
+    from gamengen.training import TrainOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    data: Path
+    """The recording."""
+    minutes: float | None = None
+    """Budget by time (either this or --steps)."""
+    steps: int | None = None
+    """Budget by training steps."""
+    preset: str = "nano"
+    """Size of the model."""
+    init: str | None = None
+    """Checkpoint to start from."""
+    muon_lr: float = 0.02
+    """Learning rate of the hidden convolutions."""
+    adam_lr: float = 5e-4
+    """Learning rate of everything else."""
+    seed: int = 0
+    """Seed of weights and batches."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    json: Json = None
+
+    def options(self) -> TrainOptions:
+        """The budget and the learning rates."""
+        from gamengen.training import TrainOptions
+
+        return TrainOptions(self.minutes, self.steps, self.muon_lr, self.adam_lr, seed=self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainAutoencoder(_Training):
+    """Train an autoencoder on a recording. Run again, it goes on.
+
+    Example: gamengen train autoencoder --data data/center --out runs/center --minutes 20
+    """
+
+    out: Path
+    """Work folder: the autoencoder lies in its sub-folder autoencoder/."""
+    adam_lr: float = 1e-3
+    """Learning rate of everything else."""
+
+    def run(self) -> dict[str, Any]:
+        """Train."""
+        from gamengen.stages import train_autoencoder
+
+        figures = train_autoencoder(self.data, self.out, self.preset, self.init, self.options(), self.device)
+        return {"folder": str(self.out / "autoencoder"), **figures}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDenoiser(_Training):
+    """Train a denoiser on a recording and write a checkpoint. Run again, it goes on.
+
+    The work folder holds the autoencoder that gamengen train autoencoder made there.
+
+    Example: gamengen train denoiser --data data/center --work runs/center --minutes 60 --out center
+    """
+
+    work: Path
+    """Work folder with a trained autoencoder; latents and training state go there."""
+    out: Path
+    """Folder of the checkpoint."""
+
+    def run(self) -> dict[str, Any]:
+        """Train."""
+        from gamengen.stages import train_denoiser
+
+        return train_denoiser(self.data, self.work, self.out, self.preset, self.init, self.options(), self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDecoder(_Training):
+    """Train the decoder on, with the frame before in view, and write a checkpoint. Run again, it goes on.
+
+    The work folder holds what gamengen train autoencoder and gamengen train denoiser made there.
+
+    Example: gamengen train decoder --data data/center --work runs/center --minutes 20 --out center
+    """
+
+    work: Path
+    """Work folder with a trained autoencoder and denoiser; the training state goes there."""
+    out: Path
+    """Folder of the checkpoint."""
+    muon_lr: float = 0.01
+    """Learning rate of the hidden convolutions."""
+
+    def run(self) -> dict[str, Any]:
+        """Train."""
+        from gamengen.stages import train_decoder
+
+        return train_decoder(self.data, self.work, self.out, self.preset, self.init, self.options(), self.device)

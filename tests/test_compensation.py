@@ -1,0 +1,113 @@
+"""Motion compensation: flows move pixels as they say, the camera is learned from actions, pictures are mixed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gamengen.autoencoder import Autoencoder, AutoencoderConfig, Before, normalise
+from gamengen.camera import CLEAR, fit_camera, match_motion, usual_motions
+from gamengen.compensation import Compensation, quadratic, warp
+
+HEIGHT, WIDTH = 64, 96
+
+
+def scenery(count: int) -> torch.Tensor:
+    """Smooth random pixels, no two places alike."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, HEIGHT // 4, WIDTH // 4, generator=generator) * 2 - 1
+    return F.interpolate(coarse, size=(HEIGHT, WIDTH), mode="bilinear", align_corners=False)
+
+
+def constant_flow(right: float, down: float) -> torch.Tensor:
+    return torch.tensor([right, down]).view(1, 2, 1, 1).expand(1, 2, HEIGHT // 8, WIDTH // 8)
+
+
+def test_a_flow_points_to_where_a_pixel_was() -> None:
+    pixels = scenery(1)
+    moved = warp(pixels, constant_flow(6.0, -2.0))
+    torch.testing.assert_close(moved[..., 2:, :-6], pixels[..., :-2, 6:], atol=1e-4, rtol=0)
+    torch.testing.assert_close(warp(pixels, constant_flow(0.0, 0.0)), pixels, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["turn", "shift", "zoom"])
+def test_motions_are_found(name: str) -> None:
+    motions = usual_motions(HEIGHT // 8, WIDTH // 8)
+    index = {"turn": 1 + 2 * 7, "shift": 1 + 2 * 26 + 5, "zoom": 1 + 2 * 26 + 2 * 12 + 4}[name]
+    last = scenery(2)
+    pixels = warp(last, motions[index][None].expand(2, -1, -1, -1))
+    pixels[:, :, -16:] = last[:, :, -16:]  # a score bar that stands still
+    found, gain = match_motion(last, pixels)
+    assert (found - motions[index]).abs().max() < 2
+    assert (gain > CLEAR).all()
+
+
+def test_what_stands_still_has_no_motion() -> None:
+    last = scenery(2)
+    found, _ = match_motion(last, last + 0.01 * torch.randn_like(last))
+    assert (found == 0).all()
+
+
+def test_the_camera_learns_what_the_actions_do() -> None:
+    torch.manual_seed(0)
+    compensation = Compensation(8, (16, 16, 16), 4, actions=4)
+    motions = usual_motions(HEIGHT // 8, WIDTH // 8)
+    left, right = motions[1 + 2 * 9], motions[2 + 2 * 9]
+    actions = torch.randint(0, 2, (400, 2, 2)).float()
+    held = actions[:, -1, 1] - actions[:, -1, 0]
+    flow = torch.where(held[:, None, None, None] > 0, right, torch.where(held[:, None, None, None] < 0, left, 0.0))
+    flow[::5] = motions[30]  # what deceived the search
+    assert fit_camera(compensation, flow, torch.ones(400), actions) < 6
+    basis = quadratic(HEIGHT // 8, WIDTH // 8)
+    with torch.no_grad():
+        found = compensation.camera_flow(torch.tensor([[[0.0, 0.0], [0.0, 1.0]]]), basis)[0]
+    assert (found - right).abs().mean() < 2
+
+
+@pytest.fixture
+def model() -> Autoencoder:
+    torch.manual_seed(0)
+    config = AutoencoderConfig(8, (16, 16, 16), (0, 0, 0), (1, 1, 1), compensation=6)
+    return Autoencoder(config).eval()
+
+
+@torch.no_grad()
+def test_the_mask_can_choose_each_picture(model: Autoencoder) -> None:
+    latents, last_latents = (normalise(torch.randn(2, 8, 4, 6)) for _ in range(2))
+    frames = torch.randint(0, 256, (2, HEIGHT, WIDTH, 3), dtype=torch.uint8)
+    before = Before(last_latents, frames, torch.rand(2, 3, 2))
+    assert model.compensation is not None
+    last_of_camera = model.compensation.camera[-1]
+    assert isinstance(last_of_camera, torch.nn.Linear)
+    last_of_camera.bias[0] = 1.0  # the first coefficient is the shift across, in units of 8 pixels
+    bias = model.compensation.masks_last.bias
+    assert bias is not None
+    bias[:16], bias[16:] = -100, -100
+    assert torch.equal(model.decode_frames(latents, before), model.decode_frames(latents))
+    bias[:16], bias[16:] = -100, 100
+    assert torch.equal(model.decode_frames(latents, before), frames)
+    bias[:16], bias[16:] = 100, -100
+    assert torch.equal(model.decode_frames(latents, before)[:, :, :-8], frames[:, :, 8:])
+
+
+@torch.no_grad()
+def test_what_came_before_is_seen_only_by_a_compensated_decoder(model: Autoencoder) -> None:
+    plain = Autoencoder(AutoencoderConfig(8, (16, 16, 16), (0, 0, 0), (1, 1, 1)))
+    latents = normalise(torch.randn(1, 8, 4, 6))
+    frames = torch.randint(0, 256, (1, HEIGHT, WIDTH, 3), dtype=torch.uint8)
+    before = Before(latents, frames, torch.rand(1, 3, 2))
+    assert torch.equal(plain.decode_frames(latents, before), plain.decode_frames(latents))
+    assert not torch.equal(model.decode_frames(latents, before), model.decode_frames(latents))
+
+
+def test_decoded_pixels_are_the_shown_frames(model: Autoencoder) -> None:
+    latents = normalise(torch.randn(1, 8, 4, 6))
+    frames = torch.randint(0, 256, (1, HEIGHT, WIDTH, 3), dtype=torch.uint8)
+    before = Before(latents, frames, torch.rand(1, 3, 2))
+    with torch.no_grad():
+        pixels, flow = model.decode_next(latents, before)
+        shown = model.decode_frames(latents, before)
+    assert flow.shape == (1, 2, HEIGHT // 8, WIDTH // 8)
+    rounded = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    assert torch.equal(rounded, shown)
