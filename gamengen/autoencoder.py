@@ -42,6 +42,8 @@ class AutoencoderConfig:
     def __post_init__(self) -> None:
         if self.channels < 1 or any(width % 8 or width < 8 for width in self.widths):
             raise OptionError(f"widths must be multiples of 8, got {self.widths}", "autoencoder", "use 64, 128, 256")
+        if self.compensation < 0:
+            raise OptionError(f"compensation must be 0 or more, got {self.compensation}", "autoencoder", "use 0")
 
 
 @dataclass(frozen=True)

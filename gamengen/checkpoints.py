@@ -184,6 +184,8 @@ def _check_config(config: CheckpointConfig) -> None:
         raise ValueError("the action set does not fit the denoiser")
     if config.autoencoder.channels != config.denoiser.channels:
         raise ValueError("the autoencoder does not fit the denoiser")
+    if config.autoencoder.compensation not in (0, config.denoiser.context * config.denoiser.actions):
+        raise ValueError("the decoder does not see the actions that the denoiser sees")
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, card: str) -> None:

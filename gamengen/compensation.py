@@ -12,8 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-FLOW_PIXELS = 8  # a position of the flow stands for so many each way, and one unit of it moves by as many
+FLOW_PIXELS = 8  # a position of the flow stands for so many each way
+CAMERA_UNIT = 0.1  # of the homography's coefficients: a turn of six degrees
 CAMERA_WIDTH = 64
+HOMOGRAPHY = 8  # coefficients
+LOCAL_UNIT = 0.1  # pixels: what the features add is a correction, and must not learn by leaps
 MASK_WIDTH = 16
 DIFFERENCE_GAIN = 8.0
 COPY_BIAS = -1.0  # fresh weights mostly decode
@@ -23,8 +26,8 @@ PICTURES = 3  # decoded, moved, still
 class Compensation(nn.Module):
     """What a decoder needs beside itself to see the last latent, the last frame and the actions.
 
-    The flow is a camera's, quadratic in the position with coefficients that the actions set (a turn is
-    nearly that), plus what the features add to it at each position.
+    The flow is a camera's, a homography whose coefficients the actions set (a camera that turns maps its view by
+    one, whatever it sees), plus what the features add to it at each position.
 
     Args:
         channels: C, channels of a latent.
@@ -38,9 +41,7 @@ class Compensation(nn.Module):
         near, middle, far = widths
         self._patch = patch
         self.latent_first = nn.Conv2d(channels, far, 3, padding=1)
-        self.camera = nn.Sequential(
-            nn.Linear(actions, CAMERA_WIDTH), nn.SiLU(), nn.Linear(CAMERA_WIDTH, 2 * len(quadratic(1, 1)))
-        )
+        self.camera = nn.Sequential(nn.Linear(actions, CAMERA_WIDTH), nn.SiLU(), nn.Linear(CAMERA_WIDTH, HOMOGRAPHY))
         self.flow_last = nn.Conv2d(middle, 2, 3, padding=1)
         self.frames_first = nn.Conv2d(2 * 3 * patch**2, near, 1)
         self.masks_last = nn.Conv2d(near, (PICTURES - 1) * patch**2, 1)
@@ -63,13 +64,19 @@ class Compensation(nn.Module):
         Returns:
             Flow in pixels right and down (B, 2, H/8, W/8).
         """
-        basis = quadratic(features.shape[2], features.shape[3], features.device)
-        return self.camera_flow(actions, basis) + FLOW_PIXELS * self.flow_last(features).float()
+        camera = self.camera_flow(actions, features.shape[2], features.shape[3])
+        return camera + LOCAL_UNIT * self.flow_last(features).float()
 
-    def camera_flow(self, actions: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
-        """What the camera does under actions (B, K, A), in pixels (B, 2, h, w); ``basis`` is :func:`quadratic`."""
-        coefficients = self.camera(actions.flatten(1)).float().unflatten(1, (2, -1))
-        return FLOW_PIXELS * torch.einsum("bfn,nhw->bfhw", coefficients, basis)
+    def camera_flow(self, actions: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """What the camera does under actions (B, K, A): flow in pixels (B, 2, height, width)."""
+        hidden = actions.flatten(1).float()
+        with torch.autocast(actions.device.type, enabled=False):  # in bfloat16 a turn would be off by part of a pixel
+            for layer in self.camera:
+                if isinstance(layer, nn.Linear):
+                    hidden = F.linear(hidden, layer.weight.float(), layer.bias.float())
+                else:
+                    hidden = layer(hidden)
+        return homography_flow(CAMERA_UNIT * hidden, height, width)
 
     def move(self, last: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
         """Patches (B, 2 * 3 * patch^2, H/4, W/4) of the last pixels (B, 3, H, W), moved and as they were."""
@@ -93,12 +100,28 @@ class Compensation(nn.Module):
         return (weights * pictures).sum(1).flatten(1, 2)
 
 
-def quadratic(height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
-    """1, x, y, x^2, xy, y^2 at each position, x and y in [-1, 1]: (6, height, width)."""
-    y, x = torch.meshgrid(
-        torch.linspace(-1, 1, height, device=device), torch.linspace(-1, 1, width, device=device), indexing="ij"
-    )
-    return torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y])
+def homography_flow(coefficients: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The flow of homographies.
+
+    Args:
+        coefficients: (B, 8), row by row what is added to the identity, over x and y in [-1, 1]; the last is fixed.
+        height: of the flow, a position for every 8 pixels.
+        width: likewise.
+
+    Returns:
+        Flow in pixels (B, 2, height, width).
+    """
+    device = coefficients.device
+    y, x = torch.meshgrid(_centres(height, device), _centres(width, device), indexing="ij")
+    c = coefficients[:, :, None, None]
+    scale = 1 / (1 + c[:, 6] * x + c[:, 7] * y).clamp(min=0.1)
+    to_x = ((1 + c[:, 0]) * x + c[:, 1] * y + c[:, 2]) * scale
+    to_y = (c[:, 3] * x + (1 + c[:, 4]) * y + c[:, 5]) * scale
+    return torch.stack([(to_x - x) * (FLOW_PIXELS * width / 2), (to_y - y) * (FLOW_PIXELS * height / 2)], dim=1)
+
+
+def _centres(count: int, device: torch.device) -> torch.Tensor:
+    return (2 * torch.arange(count, device=device) + 1) / count - 1
 
 
 def warp(pixels: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:

@@ -38,8 +38,8 @@ from gamengen.latents import LatentEpisodes, encode_recording, gather_windows, l
 from gamengen.model_card import write_card
 from gamengen.presets import find_preset
 from gamengen.train_autoencoder import POOL_FRAMES, AutoencoderTask, load_frame_pool
-from gamengen.train_decoder import DecoderTask, Footage, find_footage
-from gamengen.train_denoiser import UNROLL_START, DenoiserTask
+from gamengen.train_decoder import CAMERA_PAIRS, DecoderTask, Footage, find_footage
+from gamengen.train_denoiser import DenoiserTask
 from gamengen.training import Trainer, TrainOptions, load_finished
 from recorder.recording import Recording
 
@@ -104,7 +104,10 @@ def fit_decoder(
             load_fitting(model, stage.init.autoencoder)
         load_fitting(model, autoencoder)
         footage = find_footage(stage.recording, latents)
-        task = DecoderTask(model, denoiser, *footage, stage.seed + 2, stage.batch("decoder"))
+        # The camera is learned at the first step, which must not take more than a small part of a short training.
+        budget = options.minutes / 15 if options.minutes is not None else (options.steps or 0) / 1500
+        pairs = int(CAMERA_PAIRS * min(1.0, max(0.05, budget)))
+        task = DecoderTask(model, denoiser, *footage, stage.seed + 2, stage.batch("decoder"), pairs)
         Trainer(task, options, folder).run()
     return model.eval()
 
@@ -146,13 +149,9 @@ def fit_denoiser(
     model = _fresh_denoiser(stage)
     folder = stage.work / "denoiser"
     if not load_finished(model, folder, options):
-        unroll_from = UNROLL_START
         if stage.init is not None:
             _start_from(model, stage.init.denoiser, stage)
-            unroll_from = 0.0  # it predicts well enough to be followed from the start
-        task = DenoiserTask(
-            model, autoencoder, *latents, stage.seed, stage.batch("denoiser"), unroll_from=unroll_from
-        )  # fmt: skip
+        task = DenoiserTask(model, autoencoder, *latents, stage.seed, stage.batch("denoiser"))
         Trainer(task, options, folder).run()
     return model.eval()
 

@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from gamengen.autoencoder import Autoencoder, Before, pixels_of
-from gamengen.camera import CLEAR, fit_camera, match_motion
-from gamengen.compensation import warp
+from gamengen.camera import Pairs, fit_camera, moved_error
 from gamengen.denoiser import Denoiser
 from gamengen.devices import place
 from gamengen.diffusion import SamplerConfig, sample_next
@@ -31,7 +30,7 @@ from recorder.recording import Recording, split_held_out
 STEPS = (1, 2, 4)
 ALONE = 4  # one frame in so many is decoded from its true latent alone, as the autoencoder does
 MOVED_WEIGHT = 0.5  # of the moved last frame in the loss, beside the mixed one
-CAMERA_PAIRS, PAIRS_AT_ONCE = 384, 16
+CAMERA_PAIRS = 640  # of frames, from which the camera is learned
 HELD_OUT_WINDOWS, HELD_OUT_PLAYS, PLAYED_FRAMES = 48, 8, 32
 
 
@@ -150,7 +149,14 @@ class DecoderTask(Task):
     name = "decoder"
 
     def __init__(
-        self, model: Autoencoder, denoiser: Denoiser, train: Footage, held_out: Footage, seed: int, batch: int = 8
+        self,
+        model: Autoencoder,
+        denoiser: Denoiser,
+        train: Footage,
+        held_out: Footage,
+        seed: int,
+        batch: int = 8,
+        camera_pairs: int = CAMERA_PAIRS,
     ) -> None:
         assert model.compensation is not None
         model.encoder.requires_grad_(False)
@@ -158,6 +164,7 @@ class DecoderTask(Task):
         self._device = next(model.parameters()).device
         self.model: nn.Module = place(model, self._device)
         self._autoencoder, self._denoiser, self._seed, self._batch = model, denoiser, seed, batch
+        self._camera_pairs = camera_pairs
         self._plays = Plays(train, batch, denoiser.config.context)
         self._train, self._held_out = train, held_out
 
@@ -174,7 +181,7 @@ class DecoderTask(Task):
         target = pixels_of(frames.to(self._device))
         before = Before(context[:, -1], self._plays.last().to(self._device), actions)
         pixels, flow = self._autoencoder.decode_next(self._noised(predicted, generator), before)
-        loss = reconstruction_loss(pixels, target) + MOVED_WEIGHT * _moved_loss(flow, before.frames, target)
+        loss = reconstruction_loss(pixels, target) + MOVED_WEIGHT * moved_error(flow, pixels_of(before.frames), target)
         alone = slice(step % ALONE % self._batch, None, ALONE)
         taken = self._noised(latents[alone].to(self._device).float(), generator)
         loss = loss + reconstruction_loss(self._autoencoder.decode(taken), target[alone]) / ALONE
@@ -185,20 +192,17 @@ class DecoderTask(Task):
     def _fit_camera(self, rng: np.random.Generator) -> None:
         context = self._denoiser.config.context
         starts = window_starts(self._train.episodes.lengths, context + 1)
-        picks = rng.choice(starts, min(CAMERA_PAIRS, len(starts)), replace=False)
-        flows, gains = [], []
-        with progress("looking how actions move the camera", len(picks), "pairs") as show:
-            for done in range(0, len(picks), PAIRS_AT_ONCE):
-                pairs = [self._train.frames(int(n) + context - 1, 2) for n in picks[done : done + PAIRS_AT_ONCE]]
-                frames = torch.from_numpy(np.stack(pairs)).to(self._device)
-                flow, gain = match_motion(pixels_of(frames[:, 0]), pixels_of(frames[:, 1]))
-                flows.append(flow)
-                gains.append(gain)
-                show(done + len(pairs), "")
+        picks = rng.choice(starts, min(self._camera_pairs, len(starts)), replace=False)
+        frames = torch.from_numpy(np.stack([self._train.frames(int(n) + context - 1, 2) for n in picks]))
+        frames = frames.to(self._device)
         actions = gather_windows(self._train.episodes, picks, context)[1].to(self._device)
         assert self._autoencoder.compensation is not None
-        with torch.autocast(self._device.type, enabled=False):
-            fit_camera(self._autoencoder.compensation, torch.cat(flows), torch.cat(gains).clamp(min=CLEAR), actions)
+        with (
+            torch.autocast(self._device.type, enabled=False),
+            progress("looking how actions move the camera", len(picks), "pairs") as show,
+        ):
+            pairs = Pairs(frames[:, 0], frames[:, 1], actions)
+            fit_camera(self._autoencoder.compensation, pairs, self._seed, lambda done: show(done, ""))
 
     def state(self) -> dict[str, torch.Tensor]:
         """The plays that go on from step to step."""
@@ -269,14 +273,3 @@ class DecoderTask(Task):
                 given = Before(before.latents[part], frames, before.actions[part])
             parts.append(self._autoencoder.decode_frames(latents[part], given).cpu())
         return torch.cat(parts)
-
-
-def _moved_loss(flow: torch.Tensor, frames: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Absolute error of the last frames (B, H, W, 3) uint8 moved by ``flow``, where standing still is no better.
-
-    Without that, what stands still on the screen holds back the flow of all that is around it (the minimum
-    reprojection of Godard et al., arXiv 1806.01260, section 3.2).
-    """
-    last = pixels_of(frames)
-    still = (last - target).abs().mean(1)
-    return torch.minimum((warp(last, flow) - target).abs().mean(1), still).mean()

@@ -31,7 +31,7 @@ ROLLOUT_FRAMES = 32
 class DenoiserTask(Task):
     """Predict the next latent; see :class:`gamengen.training.Task`.
 
-    From the share ``unroll_from`` of the budget on, some samples take the model's own frames as their
+    In the last part of the budget some samples take the model's own frames as their
     context: see :class:`gamengen.free_plays.FreePlays`.
 
     Raises:
@@ -49,7 +49,6 @@ class DenoiserTask(Task):
         seed: int,
         batch: int = 32,
         context_noise: float = CONTEXT_NOISE_MAX,
-        unroll_from: float = UNROLL_START,
     ) -> None:
         self._device = next(model.parameters()).device
         self.model: nn.Module = place(model, self._device)
@@ -59,7 +58,6 @@ class DenoiserTask(Task):
         self._metric = visible_metric(autoencoder, self._train.latents, seed)
         self._window = model.config.context + 1
         self._starts = window_starts(train.lengths, self._window)
-        self._unroll_from = unroll_from
         self._plays = FreePlays(self._train, int(batch * UNROLL_SHARE), model.config.context)
         if max(held_out.lengths) < self._window:  # told now, not after minutes of training
             what = f"no held-out episode has the {self._window} frames that a training window takes"
@@ -69,7 +67,7 @@ class DenoiserTask(Task):
         """Mean denoising loss of the batch of ``step``."""
         rng = np.random.default_rng([self._seed, step])
         generator = step_generator(self._seed, step, self._device)
-        unrolled = int(self._batch * UNROLL_SHARE) if progress >= self._unroll_from else 0
+        unrolled = int(self._batch * UNROLL_SHARE) if progress >= UNROLL_START else 0
         starts = self._starts[rng.integers(len(self._starts), size=self._batch - unrolled)]
         latents, actions = gather_windows(self._train, starts, self._window)
         context, held, target = latents[:, :-1], actions[:, :-1], latents[:, -1]

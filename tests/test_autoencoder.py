@@ -90,7 +90,9 @@ def test_frame_sizes_that_do_not_fit(height: int, width: int, text: str) -> None
         check_frame_size(height, width)
 
 
-@pytest.mark.parametrize("values", [{"channels": 0}, {"widths": (12, 16, 16)}, {"widths": (0, 16, 16)}])
+@pytest.mark.parametrize(
+    "values", [{"channels": 0}, {"widths": (12, 16, 16)}, {"widths": (0, 16, 16)}, {"compensation": -1}]
+)
 def test_sizes_that_do_not_fit(values: dict) -> None:
     with pytest.raises(OptionError, match="autoencoder"):
         AutoencoderConfig(**values)

@@ -53,6 +53,9 @@ def assert_same(found: Checkpoint, expected: Checkpoint) -> None:
     # Spawns are stored as bytes.
     torch.testing.assert_close(found.spawns.latents.float(), expected.spawns.latents.float(), rtol=0, atol=0.02)
     assert torch.equal(found.spawns.actions, expected.spawns.actions)
+    assert found.spawns.frames is not None
+    assert expected.spawns.frames is not None
+    assert torch.equal(found.spawns.frames, expected.spawns.frames)
 
 
 def test_round_trip(folder: Path, checkpoint: Checkpoint) -> None:
@@ -168,6 +171,8 @@ FAULTS: list[tuple[str, str, Damage]] = [
                               folder / "spawns.safetensors")),
     ("spawn actions", "stored starts do not fit",
      change_tensors("spawns.safetensors", actions=torch.zeros(3, 4, 7))),
+    ("frames of another size", "stored starts do not fit",
+     change_tensors("spawns.safetensors", frames=torch.zeros(3, 32, 80, 3, dtype=torch.uint8))),
     ("spawn size", "stored starts do not fit", change_config(height=64)),
     ("version", f"format version 2, this program reads {FORMAT_VERSION}", change_config(format_version=2)),
     ("version", "format version None", drop_config("format_version")),
@@ -182,6 +187,7 @@ FAULTS: list[tuple[str, str, Damage]] = [
     ("config", "config.json is damaged", change_config(action_set__buttons=["LEFT", "LEFT"])),
     ("config", "the action set does not fit", change_config(action_set__buttons=["LEFT"])),
     ("config", "the autoencoder does not fit", change_config(autoencoder__channels=16)),
+    ("config", "the decoder does not see the actions", change_config(autoencoder__compensation=5)),
     ("config", "height must be a multiple of 16, got 50", change_config(height=50)),
     ("config", "height is no whole number", change_config(height="48")),
     ("config", "height is no whole number", change_config(height=48.0)),

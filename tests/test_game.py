@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from agents.errors import ActionError, CheckpointError, DeviceError, OptionError
 from engine.game import NeuralGame
+from gamengen.autoencoder import Autoencoder
 from gamengen.checkpoints import DEFAULT_CHECKPOINT, SHIPPED, Checkpoint
 
 KEYS = np.random.default_rng(0).integers(0, 2, (12, 2)).astype(np.float32)
@@ -174,6 +176,44 @@ def test_reset_from_frames(make: Callable[..., NeuralGame], dtype: str) -> None:
     np.testing.assert_array_equal(first, shown)
     frames[-1] = 255 - frames[-1]
     assert (game.reset(frames=frames) != first).any(), "the last frame is on screen"
+
+
+def test_what_is_drawn_on_a_frame_is_not_seen_by_the_game(make: Callable[..., NeuralGame]) -> None:
+    """The decoder sees the frame before; a window draws on the one that it was given."""
+    expected = play(make())
+    game = make()
+    for number, key in enumerate(KEYS):
+        game.frame[:] = 0
+        np.testing.assert_array_equal(game.step(key), expected[number])
+
+
+def test_the_frame_before_matters(make: Callable[..., NeuralGame]) -> None:
+    first, other = (make() for _ in range(2))
+    state = other.save()
+    other.load(replace(state, frame=255 - state.frame))
+    assert (first.step(KEYS[0]) != other.step(KEYS[0])).any()
+
+
+def test_a_spawn_shows_its_own_frame(make: Callable[..., NeuralGame], checkpoint: Checkpoint) -> None:
+    assert checkpoint.spawns.frames is not None
+    for spawn in range(2):
+        np.testing.assert_array_equal(make().reset(spawn), checkpoint.spawns.frames[spawn].numpy())
+
+
+def test_a_decoder_that_sees_its_latent_alone(checkpoint: Checkpoint) -> None:
+    """As checkpoints were before motion compensation."""
+    config = replace(checkpoint.config.autoencoder, compensation=0)
+    alone = Autoencoder(config).eval()
+    alone.load_state_dict({k: v for k, v in checkpoint.autoencoder.state_dict().items() if "compensation" not in k})
+    spawns = replace(checkpoint.spawns, frames=None)
+    plain = replace(
+        checkpoint, config=replace(checkpoint.config, autoencoder=config), autoencoder=alone, spawns=spawns
+    )  # fmt: skip
+    game = NeuralGame(plain, "cpu", dtype="float32")
+    state = game.save()
+    shown = game.step(KEYS[0])
+    game.load(replace(state, frame=255 - state.frame))
+    np.testing.assert_array_equal(game.step(KEYS[0]), shown)
 
 
 def test_wrong_start_frames(make: Callable[..., NeuralGame]) -> None:
