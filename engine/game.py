@@ -85,6 +85,8 @@ class NeuralGame:
         if steps is not None:
             self.steps = steps
         self._autoencoder = place(loaded.autoencoder, self.device, self.dtype)
+        if self._autoencoder.compensation is not None:
+            self._autoencoder.compensation.camera.float()  # a turn must be exact to a part of a pixel
         self._denoiser = place(loaded.denoiser, self.device, self.dtype)
         self._spawns = loaded.spawns
         self.reseed(seed)

@@ -23,7 +23,11 @@ TURNS = tuple(0.5 * half for half in range(1, 29))  # degrees
 SHIFTS = (4.0, 10.0, 20.0)  # pixels
 ZOOMS = (0.02, 0.05, 0.1)
 CLEAR = 0.05  # a smaller gain over the usual motion is no motion at all
-UNCLEAR_WEIGHT = 0.1
+CHANGED, MOST_OF_THE_VIEW = (
+    0.05,
+    0.1,
+)  # of [-1, 1], and of the pixels: where less changes, something moved, not the view
+REST_WEIGHT = 0.3
 AT_ONCE = 16
 TABLE_STEPS, TABLE_RATE = 600, 1e-2
 PICTURE_PASSES, PICTURE_RATE = ((2, 5), (1, 4)), 1e-3  # over all pairs, at half and at full size
@@ -38,17 +42,14 @@ class Pairs:
     actions: torch.Tensor
 
 
-def fit_camera(compensation: Compensation, pairs: Pairs, seed: int, show: Callable[[int], None]) -> float:
+def fit_camera(compensation: Compensation, pairs: Pairs, seed: int, show: Callable[[float], None]) -> None:
     """Teach the camera of ``compensation``, which stays as it is after that.
 
     Args:
         compensation: whose camera learns.
         pairs: to learn from.
         seed: of their order.
-        show: called with the number of pairs seen so far.
-
-    Returns:
-        The mean absolute error of the moved last frames, or of the still ones where those are better, in [0, 2].
+        show: called with the share that is done, in [0, 1].
     """
     compensation.camera.requires_grad_(True)
     flows, gains = [], []
@@ -57,11 +58,10 @@ def fit_camera(compensation: Compensation, pairs: Pairs, seed: int, show: Callab
         flow, gain = match_motion(pixels_of(pairs.last[part]), pixels_of(pairs.following[part]))
         flows.append(flow)
         gains.append(gain)
-        show(first + len(gain))
+        show(0.5 * (first + len(gain)) / len(pairs.last))
     _learn_table(compensation, torch.cat(flows), torch.cat(gains), pairs.actions)
-    error = _learn_pictures(compensation, pairs, seed)
+    _learn_pictures(compensation, pairs, seed, show)
     compensation.camera.requires_grad_(False)
-    return error
 
 
 def moved_error(flow: torch.Tensor, last: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
@@ -75,7 +75,7 @@ def moved_error(flow: torch.Tensor, last: torch.Tensor, pixels: torch.Tensor) ->
 
 
 def _learn_table(compensation: Compensation, flow: torch.Tensor, gain: torch.Tensor, actions: torch.Tensor) -> None:
-    weight = torch.where(gain > CLEAR, gain, UNCLEAR_WEIGHT)
+    weight = torch.where(gain > 0, gain, REST_WEIGHT)
     optimizer = torch.optim.Adam(compensation.camera.parameters(), TABLE_RATE)
     for step in range(TABLE_STEPS):
         optimizer.param_groups[0]["lr"] = TABLE_RATE * (1 - step / TABLE_STEPS)
@@ -83,13 +83,12 @@ def _learn_table(compensation: Compensation, flow: torch.Tensor, gain: torch.Ten
         _descend(optimizer, (weight * error.abs().mean(dim=(1, 2, 3))).sum() / weight.sum())
 
 
-def _learn_pictures(compensation: Compensation, pairs: Pairs, seed: int) -> float:
-    errors: list[float] = []
+def _learn_pictures(compensation: Compensation, pairs: Pairs, seed: int, show: Callable[[float], None]) -> None:
     height, width = (size // FLOW_PIXELS for size in pairs.last.shape[1:3])
+    done = 0.5
     for scale, passes in PICTURE_PASSES:
         steps = -(-passes * len(pairs.last) // AT_ONCE)
         optimizer = torch.optim.Adam(compensation.camera.parameters(), PICTURE_RATE)
-        errors.clear()
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = PICTURE_RATE * (1 - step / steps)
             picks = torch.randint(len(pairs.last), (AT_ONCE,), generator=step_generator(seed, 1000 * scale + step))
@@ -98,10 +97,9 @@ def _learn_pictures(compensation: Compensation, pairs: Pairs, seed: int) -> floa
                 for frames in (pairs.last, pairs.following)
             )
             flow = compensation.camera_flow(pairs.actions[picks.to(pairs.actions.device)], height, width)
-            loss = moved_error(flow / scale, last, pixels)
-            _descend(optimizer, loss)
-            errors.append(float(loss.detach()))
-    return sum(errors) / len(errors)
+            _descend(optimizer, moved_error(flow / scale, last, pixels))
+            done += 0.5 / len(PICTURE_PASSES) / steps
+            show(done)
 
 
 def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
@@ -115,7 +113,8 @@ def match_motion(last: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor
     """Which of some usual camera motions brings ``last`` to ``pixels`` (B, 3, H, W), at half their size.
 
     Returns:
-        Flow in pixels (B, 2, H/8, W/8), and by what share that motion is better than the usual one (B,).
+        Flow in pixels (B, 2, H/8, W/8), and by what share that motion is better than the usual one (B,); none and
+        0 where the view rests.
     """
     height, width = pixels.shape[2:]
     tried = usual_motions(height // FLOW_PIXELS, width // FLOW_PIXELS).to(pixels.device)
@@ -130,7 +129,8 @@ def match_motion(last: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor
     best, index = cost.min(dim=0)
     usual = cost.median(dim=0).values
     gain = (usual - best) / (usual + 1e-3)
-    return tried[torch.where(gain > CLEAR, index, 0)], gain
+    moves = (gain > CLEAR) & ((still > CHANGED).float().mean((1, 2)) > MOST_OF_THE_VIEW)
+    return tried[torch.where(moves, index, 0)], torch.where(moves, gain, 0.0)
 
 
 def usual_motions(height: int, width: int) -> torch.Tensor:

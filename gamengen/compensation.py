@@ -1,6 +1,6 @@
 """Motion compensation: the next frame from its latent and the frame before it.
 
-A latent holds a two-hundredth of a frame's numbers, so a frame decoded from it alone is blurred. Most of
+A latent holds a twenty-fourth of a frame's numbers, so a frame decoded from it alone is blurred. Most of
 what it shows was on screen a moment ago. As a video codec does, and vid2vid (Wang et al., arXiv 1808.06601,
 equation 4), the decoder moves the last frame by a flow that it predicts and mixes, at each pixel, three
 pictures: what it decodes, the last frame moved, and the last frame as it was.
@@ -126,11 +126,9 @@ def _centres(count: int, device: torch.device) -> torch.Tensor:
 
 def warp(pixels: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
     """Take each pixel of (B, C, H, W) from where ``flow`` (B, 2, h, w), in pixels right and down, points."""
-    batch, _, height, width = pixels.shape
+    height, width = pixels.shape[2:]
     fine = F.interpolate(flow, size=(height, width), mode="bilinear", align_corners=False)
-    identity = torch.eye(2, 3, device=pixels.device).expand(batch, 2, 3)
-    grid = F.affine_grid(identity, [batch, 1, height, width], align_corners=False)
-    scale = torch.tensor([2 / width, 2 / height], device=pixels.device)
-    return F.grid_sample(
-        pixels, grid + fine.permute(0, 2, 3, 1) * scale, mode="bilinear", padding_mode="border", align_corners=False
-    )  # fmt: skip
+    device = pixels.device
+    y, x = torch.meshgrid(_centres(height, device), _centres(width, device), indexing="ij")
+    grid = torch.stack([x + fine[:, 0] * (2 / width), y + fine[:, 1] * (2 / height)], dim=3)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)

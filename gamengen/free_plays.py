@@ -24,13 +24,12 @@ class FreePlays:
         episodes: where they begin, and whose actions they follow.
         count: N, how many.
         context: K, past frames that the model sees.
-        longest: frames of the longest play; where episodes are shorter, as many as they have.
+        longest: frames of the longest play; where an episode ends before, as many as it has.
     """
 
     def __init__(self, episodes: LatentEpisodes, count: int, context: int, longest: int = LONGEST_PLAY) -> None:
         self._episodes, self._context = episodes, context
-        longest = max(1, min(longest, max(episodes.lengths) - context))
-        self._starts = window_starts(episodes.lengths, context + longest)
+        self._starts, self._room = play_starts(episodes.lengths, context)
         self._longest = longest
         shape, device = episodes.latents.shape[1:], episodes.latents.device
         self._latents = torch.zeros(count, context, *shape, device=device)
@@ -41,9 +40,10 @@ class FreePlays:
         """What to train on now: own contexts (N, K, C, h, w), actions (N, K, A), real next latents (N, C, h, w)."""
         ended = (self._left == 0).nonzero()[:, 0].tolist()
         for number in ended:
-            start = self._starts[rng.integers(len(self._starts), size=1)]
-            self._latents[number] = gather_windows(self._episodes, start, self._context)[0][0]
-            self._first[number], self._left[number] = int(start[0]), int(rng.integers(1, self._longest + 1))
+            pick = rng.integers(len(self._starts))
+            start, longest = self._starts[pick], min(self._longest, self._room[pick])
+            self._latents[number] = gather_windows(self._episodes, start[None], self._context)[0][0]
+            self._first[number], self._left[number] = int(start), int(rng.integers(1, longest + 1))
         latents, actions = gather_windows(self._episodes, self._first.numpy(), self._context + 1)
         return self._latents, actions[:, :-1], latents[:, -1]
 
@@ -60,6 +60,19 @@ class FreePlays:
         return {"latents": self._latents, "first": self._first, "left": self._left}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on with the plays of :meth:`state`."""
+        """Go on with the plays of :meth:`state`; as many others begin where it was of another batch."""
+        if len(state["first"]) != len(self._first):
+            return
         self._latents = state["latents"].to(self._latents)
         self._first, self._left = state["first"].cpu(), state["left"].cpu()
+
+
+def play_starts(lengths: tuple[int, ...], context: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where plays may start in episodes laid end to end, and how many frames after the context each has then.
+
+    Raises:
+        DataError: every episode is shorter than the context and a frame.
+    """
+    starts = window_starts(lengths, context + 1)
+    ends = np.cumsum(lengths)
+    return starts, ends[np.searchsorted(ends, starts, side="right")] - starts - context

@@ -34,14 +34,21 @@ from gamengen.evaluation.evaluate import evaluate_checkpoint
 from gamengen.evaluation.options import QUICK, EvaluateOptions
 from gamengen.evaluation.results import summarise
 from gamengen.evaluation.windows import unseen_episodes
-from gamengen.latents import LatentEpisodes, encode_recording, gather_windows, load_latents, window_starts
+from gamengen.latents import (
+    LatentEpisodes,
+    encode_recording,
+    gather_windows,
+    load_latents,
+    weights_hash,
+    window_starts,
+)
 from gamengen.model_card import write_card
 from gamengen.presets import find_preset
 from gamengen.train_autoencoder import POOL_FRAMES, AutoencoderTask, load_frame_pool
 from gamengen.train_decoder import CAMERA_PAIRS, DecoderTask, Footage, find_footage
 from gamengen.train_denoiser import DenoiserTask
 from gamengen.training import Trainer, TrainOptions, load_finished
-from recorder.recording import Recording
+from recorder.recording import Recording, write_json
 
 BATCH = {"autoencoder": 16, "denoiser": 16, "decoder": 8}
 STAGES = ("autoencoder", "denoiser", "decoder")
@@ -94,14 +101,14 @@ def fit_decoder(
 ) -> Autoencoder:
     """The autoencoder with its decoder trained on, motion compensation included; or load it where that is done."""
     torch.manual_seed(stage.seed + 2)
-    model = place(
-        Autoencoder(replace(autoencoder.config, compensation=denoiser.config.context * denoiser.config.actions)),
-        stage.device,
-    )
+    actions = denoiser.config.context * denoiser.config.actions
+    model = place(Autoencoder(replace(autoencoder.config, compensation=actions)), stage.device)
     folder = stage.work / "decoder"
+    _check_same_denoiser(folder, denoiser)
     if not load_finished(model, folder, options):
-        if stage.init is not None:
-            load_fitting(model, stage.init.autoencoder)
+        if stage.init is not None and stage.init.autoencoder.compensation is not None:
+            assert model.compensation is not None
+            load_fitting(model.compensation, stage.init.autoencoder.compensation)
         load_fitting(model, autoencoder)
         footage = find_footage(stage.recording, latents)
         # The camera is learned at the first step, which must not take more than a small part of a short training.
@@ -110,6 +117,18 @@ def fit_decoder(
         task = DecoderTask(model, denoiser, *footage, stage.seed + 2, stage.batch("decoder"), pairs)
         Trainer(task, options, folder).run()
     return model.eval()
+
+
+def _check_same_denoiser(folder: Path, denoiser: Denoiser) -> None:
+    path, own = folder / "denoiser.json", {"denoiser": weights_hash(denoiser)}
+    try:
+        if path.is_file() and json.loads(path.read_text()) != own:
+            what = "the decoder in the work folder was trained for another denoiser"
+            raise CheckpointError(what, folder, "delete this folder to train it anew")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, own)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot use it ({error})", path, "delete this folder to train it anew") from error
 
 
 def load_autoencoder(stage: Stage) -> Autoencoder:
@@ -242,7 +261,7 @@ def train_denoiser(
     autoencoder = load_autoencoder(stage)
     latents = encode(stage, autoencoder)
     denoiser = fit_denoiser(stage, autoencoder, latents, options)
-    return _write_stage(stage, autoencoder, denoiser, latents, out)
+    return _write_stage(stage, autoencoder, denoiser, latents, out, STAGES[:2])
 
 
 def train_decoder(
@@ -253,7 +272,8 @@ def train_decoder(
     stage = _stage(data, work, preset, init, options, device)
     plain, denoiser = load_autoencoder(stage), load_denoiser(stage)
     latents = encode(stage, plain)
-    return _write_stage(stage, fit_decoder(stage, plain, denoiser, latents, options), denoiser, latents, out)
+    autoencoder = fit_decoder(stage, plain, denoiser, latents, options)
+    return _write_stage(stage, autoencoder, denoiser, latents, out, STAGES)
 
 
 def _write_stage(
@@ -262,8 +282,8 @@ def _write_stage(
     denoiser: Denoiser,
     latents: tuple[LatentEpisodes, LatentEpisodes],
     out: Path,
+    names: tuple[str, ...],
 ) -> dict[str, Any]:
-    names = [name for name in STAGES if (stage.work / name / "metrics.jsonl").is_file()]
     minutes = {name: round(_last_figures(stage.work / name).get("seconds", 0.0) / 60, 1) for name in names}
     metrics = finish_checkpoint(stage, autoencoder, denoiser, latents, out, minutes, EvaluateOptions(64, 4, 64, QUICK))
     return {"checkpoint": str(out), "device": describe_device(stage.device), **summarise(metrics)}

@@ -20,6 +20,7 @@ from gamengen.denoiser import Denoiser
 from gamengen.devices import place
 from gamengen.diffusion import SamplerConfig, sample_next
 from gamengen.evaluation.similarity import sharpness
+from gamengen.free_plays import play_starts
 from gamengen.latents import LatentEpisodes, gather_windows, window_starts
 from gamengen.train_autoencoder import LATENT_NOISE, frame_psnr, reconstruction_loss
 from gamengen.training import Task, step_generator
@@ -74,9 +75,7 @@ class Plays:
         self._footage, self._context = footage, context
         lengths = footage.episodes.lengths
         self._kinds = [KINDS[number % len(KINDS)] for number in range(count)]
-        room = max(1, max(lengths) - context)
-        self._longest = [min(kind.longest, room) for kind in self._kinds]
-        self._starts = {longest: window_starts(lengths, context + longest) for longest in set(self._longest)}
+        self._starts, self._room = play_starts(lengths, context)
         self._first, self._left = np.zeros(count, np.int64), np.zeros(count, np.int64)  # none has begun
         self._frames: list[np.ndarray] = [np.zeros(0, np.uint8)] * count  # those to come, of each
         self._last: list[torch.Tensor] = [torch.zeros(0)] * count
@@ -85,9 +84,9 @@ class Plays:
     def begin(self, rng: np.random.Generator) -> None:
         """Begin another play wherever one has ended."""
         for number in np.flatnonzero(self._left == 0).tolist():
-            longest = self._longest[number]
-            self._first[number] = rng.choice(self._starts[longest])
-            self._left[number] = rng.integers(1, longest + 1)
+            pick = rng.integers(len(self._starts))
+            self._first[number] = self._starts[pick]
+            self._left[number] = rng.integers(1, min(self._kinds[number].longest, self._room[pick]) + 1)
             self._own[number] = self._windows([number], self._context)[0][0]
             frames = self._read(number, 1 + self._left[number])
             self._last[number] = torch.from_numpy(frames[0])
@@ -127,8 +126,8 @@ class Plays:
         }  # fmt: skip
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on with the plays of :meth:`state`."""
-        if not state:
+        """Go on with the plays of :meth:`state`; as many others begin where it was of another batch."""
+        if not state or len(state["first"]) != len(self._kinds):
             return
         self._first, self._left = state["first"].cpu().numpy().copy(), state["left"].cpu().numpy().copy()
         self._last = list(state["last"].cpu())
@@ -199,10 +198,10 @@ class DecoderTask(Task):
         assert self._autoencoder.compensation is not None
         with (
             torch.autocast(self._device.type, enabled=False),
-            progress("looking how actions move the camera", len(picks), "pairs") as show,
+            progress("learning how actions move the camera", 100, "%") as show,
         ):
             pairs = Pairs(frames[:, 0], frames[:, 1], actions)
-            fit_camera(self._autoencoder.compensation, pairs, self._seed, lambda done: show(done, ""))
+            fit_camera(self._autoencoder.compensation, pairs, self._seed, lambda done: show(100 * done, ""))
 
     def state(self) -> dict[str, torch.Tensor]:
         """The plays that go on from step to step."""

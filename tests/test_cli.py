@@ -204,6 +204,8 @@ WRONG: list[tuple[tuple[str, ...], str | None]] = [
     (("train", "autoencoder", "--data", "nowhere", "--out", "work", "--steps", "1"), "nowhere"),
     (("train", "denoiser", "--data", "{data}", "--work", "work", "--out", "out", "--steps", "1"), "work"),
     (("train", "denoiser", "--data", "{data}", "--work", "work", "--out", "full", "--steps", "1"), "full"),
+    (("train", "decoder", "--data", "{data}", "--work", "work", "--out", "out", "--steps", "1"), "work"),
+    (("train", "decoder", "--data", "{data}", "--work", "work", "--out", "full", "--steps", "1"), "full"),
     (("evaluate", "{tiny}"), "--data, --record"),
     (("evaluate", "{tiny}", "--data", "{data}", "--record", "100"), "--data, --record"),
     (("evaluate", "{tiny}", "--record", "0"), "--record"),

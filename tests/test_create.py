@@ -22,7 +22,8 @@ from engine.game import NeuralGame
 from gamengen.checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
 from gamengen.cli import main
 from gamengen.create import CreateOptions, create_game, make_plan
-from gamengen.stages import summarise, train_autoencoder, train_denoiser
+from gamengen.latents import weights_hash
+from gamengen.stages import summarise, train_autoencoder, train_decoder, train_denoiser
 from gamengen.training import TrainOptions
 from recorder.recording import Recording
 
@@ -101,7 +102,7 @@ def test_from_the_shipped_checkpoint_with_short_episodes(
 
 
 def test_stages_by_hand(make_recording: Make, tmp_path: Path) -> None:
-    """``train autoencoder`` then ``train denoiser`` make a checkpoint too."""
+    """``train autoencoder``, ``train denoiser`` and ``train decoder`` make a checkpoint too."""
     make_recording(tmp_path / "data", (8, 9, 10))
     work, data, few = tmp_path / "work", tmp_path / "data", TrainOptions(steps=3)
     with pytest.raises(CheckpointError, match="no finished autoencoder"):
@@ -110,6 +111,30 @@ def test_stages_by_hand(make_recording: Make, tmp_path: Path) -> None:
     figures = train_denoiser(data, work, tmp_path / "game", "tiny", None, few, "cpu")
     assert figures["checkpoint"] == str(tmp_path / "game")
     assert NeuralGame(tmp_path / "game", "cpu").name == "game"
+    plain = load_checkpoint(tmp_path / "game")
+    assert plain.config.autoencoder.compensation == 0
+    assert plain.spawns.frames is None
+
+    train_decoder(data, work, tmp_path / "sharp", "tiny", None, few, "cpu")
+    sharp = load_checkpoint(tmp_path / "sharp")
+    assert sharp.config.autoencoder.compensation == 4 * 2
+    assert sharp.spawns.frames is not None
+    assert list(sharp.config.training["minutes"]) == ["autoencoder", "denoiser", "decoder"]
+    assert weights_hash(sharp.autoencoder.encoder) == weights_hash(plain.autoencoder.encoder)
+    assert NeuralGame(tmp_path / "sharp", "cpu").step([1, 0]).shape == (32, 48, 3)
+
+    train_denoiser(data, work, tmp_path / "game", "tiny", None, TrainOptions(steps=4), "cpu")
+    assert list(load_checkpoint(tmp_path / "game").config.training["minutes"]) == ["autoencoder", "denoiser"]
+    with pytest.raises(CheckpointError, match="trained for another denoiser"):
+        train_decoder(data, work, tmp_path / "sharp", "tiny", None, few, "cpu")
+
+
+def test_a_decoder_needs_a_denoiser(make_recording: Make, tmp_path: Path) -> None:
+    make_recording(tmp_path / "data", (8, 9, 10))
+    work, data, few = tmp_path / "work", tmp_path / "data", TrainOptions(steps=1)
+    train_autoencoder(data, work, "tiny", None, few, "cpu")
+    with pytest.raises(CheckpointError, match="no finished denoiser"):
+        train_decoder(data, work, tmp_path / "game", "tiny", None, few, "cpu")
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:

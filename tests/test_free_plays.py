@@ -55,6 +55,24 @@ def test_short_episodes_have_short_plays() -> None:
         plays.advance(own)
 
 
+def test_short_episodes_are_played_beside_long_ones() -> None:
+    plays = FreePlays(numbered(9, 40), 4, CONTEXT)
+    seen = set()
+    for step in range(400):
+        _, _, target = plays.windows(np.random.default_rng(step))
+        seen |= set(target[:, 0, 0, 0].int().tolist())
+        plays.advance(own)
+    assert set(range(CONTEXT, 9)) <= seen
+    assert not set(range(9, 9 + CONTEXT)) & seen
+
+
+def test_a_state_of_another_batch_is_left() -> None:
+    plays, more = FreePlays(numbered(40), 2, CONTEXT), FreePlays(numbered(40), 5, CONTEXT)
+    plays.windows(np.random.default_rng(0))
+    more.load_state(plays.state())
+    assert len(more.windows(np.random.default_rng(0))[0]) == 5
+
+
 def test_resumed_plays_go_on() -> None:
     episodes = numbered(40, 30)
     plays, resumed = FreePlays(episodes, 3, CONTEXT), FreePlays(episodes, 3, CONTEXT)
