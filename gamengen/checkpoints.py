@@ -1,20 +1,22 @@
 """Checkpoints: everything that a neural game needs, in a folder that is safe to load.
 
 ``config.json``, ``autoencoder.safetensors``, ``denoiser.safetensors``, ``spawns.safetensors``,
-``metrics.json`` and ``README.md``. Spawns are stored as bytes, weights as float16, in files of at most 16 MiB
-(larger models are
-sharded with an index, as is usual). Loading is strict and runs no pickle.
+``metrics.json`` and ``README.md``. Spawns are stored as compressed bytes, weights as float16, in files of at most
+16 MiB (larger models are sharded with an index, as is usual). Loading is strict and runs no pickle.
 """
 
 from __future__ import annotations
 
 import json
+import lzma
+import math
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -118,24 +120,9 @@ def load_checkpoint(name: str | Path | None = None) -> Checkpoint:
         raise CheckpointError(what, folder / "config.json", "restore the file") from error
     _load_model(autoencoder, folder, "autoencoder")
     _load_model(denoiser, folder, "denoiser")
-    tensors = _load_tensors(folder, "spawns")
-    context, channels = config.denoiser.context, config.denoiser.channels
-    count = len(tensors["latents"]) if "latents" in tensors and tensors["latents"].ndim else 0
-    shapes = {
-        "latents": (count, context, channels, config.height // FACTOR, config.width // FACTOR),
-        "actions": (count, context, config.action_set.size),
-    }
-    if config.autoencoder.compensation:
-        shapes["frames"] = (count, config.height, config.width, 3)
-    fits = {name: tuple(value.shape) for name, value in tensors.items()} == shapes
-    dtypes = {"latents": torch.int8, "frames": torch.uint8}
-    typed = all(tensors[name].dtype == dtype for name, dtype in dtypes.items() if name in tensors)
-    if not count or not fits or not typed:
-        path = folder / "spawns.safetensors"
-        raise CheckpointError("the stored starts do not fit the model", path, "restore the file")
+    spawns = _load_spawns(folder, config)
     metrics_path = folder / "metrics.json"
     metrics = _read_json(metrics_path) if metrics_path.is_file() else {}
-    spawns = Spawns(tensors["latents"].half() * _spawn_unit(channels), tensors["actions"], tensors.get("frames"))
     return Checkpoint(config, autoencoder.eval(), denoiser.eval(), spawns, metrics)
 
 
@@ -207,11 +194,11 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, card: str) -> None:
             _save_tensors(half, partial, name)
         latents = checkpoint.spawns.latents.float() / _spawn_unit(checkpoint.config.denoiser.channels)
         spawns = {
-            "latents": latents.round().clamp(-127, 127).to(torch.int8).contiguous(),
+            "latents": _packed(latents.round().clamp(-127, 127).to(torch.int8)),
             "actions": checkpoint.spawns.actions.float().contiguous(),
         }
         if checkpoint.spawns.frames is not None:
-            spawns["frames"] = checkpoint.spawns.frames.contiguous()
+            spawns["frames"] = _packed(checkpoint.spawns.frames)
         _save_tensors(spawns, partial, "spawns")
         if folder.is_dir():  # at every moment one of the two is whole
             shutil.rmtree(old, ignore_errors=True)
@@ -221,6 +208,46 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, card: str) -> None:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"cannot write the checkpoint ({error})", folder, "free some space") from error
+
+
+def _load_spawns(folder: Path, config: CheckpointConfig) -> Spawns:
+    tensors = _load_tensors(folder, "spawns")
+    context, channels = config.denoiser.context, config.denoiser.channels
+    actions = tensors.get("actions", torch.empty(0))
+    count = len(actions) if actions.ndim else 0
+    wanted: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "latents": ((count, context, channels, config.height // FACTOR, config.width // FACTOR), torch.int8),
+        "actions": ((count, context, config.action_set.size), torch.float32),
+    }
+    if config.autoencoder.compensation:
+        wanted["frames"] = ((count, config.height, config.width, 3), torch.uint8)
+    fits = count > 0 and set(tensors) == set(wanted)
+    found = {name: _unpacked(tensors[name], *wanted[name]) for name in wanted} if fits else {}
+    if not fits or any((tuple(found[name].shape), found[name].dtype) != wanted[name] for name in wanted):
+        path = folder / "spawns.safetensors"
+        raise CheckpointError("the stored starts do not fit the model", path, "restore the file")
+    return Spawns(found["latents"].half() * _spawn_unit(channels), actions, found.get("frames"))
+
+
+def _packed(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a tensor, LZMA-compressed (N,) uint8: starts resemble each other, and a checkpoint is small."""
+    return torch.from_numpy(
+        np.frombuffer(lzma.compress(tensor.contiguous().numpy().tobytes(), preset=9), np.uint8).copy()
+    )
+
+
+def _unpacked(tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """What was packed, or ``tensor`` as it is where it was not, or does not hold as many bytes."""
+    if tensor.ndim != 1 or tensor.dtype != torch.uint8:
+        return tensor
+    size = math.prod(shape)  # of bytes, as what is packed has one each
+    try:
+        content = lzma.LZMADecompressor().decompress(tensor.numpy().tobytes(), max_length=size + 1)
+    except lzma.LZMAError:
+        return tensor
+    if len(content) != size:
+        return tensor
+    return torch.frombuffer(bytearray(content), dtype=dtype).view(shape)
 
 
 def _spawn_unit(channels: int) -> float:

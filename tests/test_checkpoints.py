@@ -171,6 +171,8 @@ FAULTS: list[tuple[str, str, Damage]] = [
                               folder / "spawns.safetensors")),
     ("spawn actions", "stored starts do not fit",
      change_tensors("spawns.safetensors", actions=torch.zeros(3, 4, 7))),
+    ("damaged frames", "stored starts do not fit",
+     change_tensors("spawns.safetensors", frames=torch.zeros(50, dtype=torch.uint8))),
     ("frames of another size", "stored starts do not fit",
      change_tensors("spawns.safetensors", frames=torch.zeros(3, 32, 80, 3, dtype=torch.uint8))),
     ("spawn size", "stored starts do not fit", change_config(height=64)),

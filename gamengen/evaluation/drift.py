@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from agents.actions import ActionSet
-from gamengen.evaluation.collapse import CollapseDetector, frame_statistics
+from gamengen.evaluation.collapse import MOST_MOTION, CollapseDetector, frame_statistics
 from gamengen.evaluation.frechet import ClipFeatures, clips
 from gamengen.evaluation.intervals import ci95, rounded, rounded_list
 from gamengen.evaluation.similarity import frame_psnr, sharpness
@@ -26,7 +26,8 @@ SEGMENT = 64  # frames
 LPIPS_EVERY = 8  # frames: LPIPS costs as much as playing
 CLIP_FRAMES = (16, 32)
 READ_FRAMES = 64  # of each free play, from which the actions are read back: later the scenes differ too much
-ANCHOR_FRAMES = 16  # of a play, from which its changes are measured
+SETTLE_FRAMES = 16  # at the start: what is on screen there still comes from the real frame before
+ANCHOR_FRAMES = 16  # after those, from which a play's changes are measured
 START_FRAMES = 64
 CAMERA = (("TURN", "LOOK"), ("MOVE", "STRAFE"))  # the first of these that the game has
 OPPOSITE = {"_LEFT": ("_RIGHT", -1.0), "_BACKWARD": ("_FORWARD", -1.0), "_DOWN": ("_UP", -1.0)}
@@ -140,20 +141,30 @@ def summarise_collapse(
 ) -> dict[str, Any]:
     """The ``collapse`` row of ``metrics.json``.
 
-    A collapse is a change that stays: each play is measured from its own first second, so that a model that is a
-    little blurred from the start does not count as collapsed. How far its first second is from real play is
-    ``unlike_at_the_start``: the number of plays that the detector finds unlike real ones there.
+    A collapse is a change that stays: each play is measured from its own second second, so that a model that is a
+    little blurred, or becomes so once nothing real is on screen any more, does not count as collapsed; sharpness and
+    LPIPS tell of that. How far its first seconds are from real play is ``unlike_at_the_start``: the number of plays
+    that the detector finds unlike real ones there.
 
     Args:
         values: of all free plays.
         lessons: statistics of real episodes, and where the view was moved in them, to learn from.
         checks: those of other real episodes, for the rate of false alarms.
     """
-    detector = CollapseDetector.fit([since_the_start(part) for part in lessons[0]], lessons[1])
-    first = [
-        detector.first_collapse(since_the_start(statistics), held > 0)
-        for statistics, held in zip(values["statistics"], values["moving"], strict=True)
+    usual = float(np.nanmean([early_motion(*play) for play in zip(*lessons, strict=True)]))
+
+    def prepared(
+        parts: Iterable[np.ndarray], moving: Iterable[np.ndarray]
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        plays = list(zip(parts, moving, strict=True))
+        return [since_the_start(*play, usual) for play in plays], [after_the_start(held) > 0 for _, held in plays]
+
+    detector = CollapseDetector.fit(*prepared(*lessons))
+    found = [
+        detector.first_collapse(*play) for play in zip(*prepared(values["statistics"], values["moving"]), strict=True)
     ]
+    settled = values["statistics"].shape[1] - len(after_the_start(values["statistics"][0]))
+    first = [None if frame is None else frame + settled for frame in found]
     absolute = CollapseDetector.fit(*lessons)
     at_the_start = [absolute.first_collapse(part[:START_FRAMES]) is not None for part in values["statistics"]]
     return {
@@ -163,16 +174,31 @@ def summarise_collapse(
         "first": [None if frame is None else int(frame) + 1 for frame in first],
         "unlike_at_the_start": sum(at_the_start),
         "real_episodes": len(checks[0]),
-        "false_alarm_rate": rounded(
-            detector.false_alarm_rate([since_the_start(part) for part in checks[0]], [part > 0 for part in checks[1]])
-        ),
+        "false_alarm_rate": rounded(detector.false_alarm_rate(*prepared(*checks))),
     }  # fmt: skip
 
 
-def since_the_start(statistics: np.ndarray) -> np.ndarray:
-    """Statistics (M, 34) of a play less those of its first frames; the motion, the last of them, stays as it is."""
-    changed = statistics - statistics[:ANCHOR_FRAMES].mean(axis=0)
-    changed[:, -1] = statistics[:, -1]
+def after_the_start(values: np.ndarray) -> np.ndarray:
+    """Values (M, ...) of a play without its first 16 frames; a short play, which would lose too much, whole."""
+    return values[SETTLE_FRAMES:] if len(values) > 3 * SETTLE_FRAMES else values
+
+
+def early_motion(statistics: np.ndarray, moving: np.ndarray) -> float:
+    """Mean motion of the first frames after the start in which the view is moved; NaN where it hardly is."""
+    motion = after_the_start(statistics)[after_the_start(moving) > 0, -1][: 2 * ANCHOR_FRAMES]
+    return float(motion.mean()) if len(motion) >= ANCHOR_FRAMES // 2 else float("nan")
+
+
+def since_the_start(statistics: np.ndarray, moving: np.ndarray, usual_motion: float) -> np.ndarray:
+    """Statistics of a play after its start, less those of the 16 frames there.
+
+    A blurred picture changes less when the view turns, and is not frozen for that: motion, the last of them, is moved
+    to where that of the first turns is the usual one, by a factor of at most 2.
+    """
+    later = after_the_start(statistics)
+    changed = later - later[:ANCHOR_FRAMES].mean(axis=0)
+    shift = usual_motion - early_motion(statistics, moving)
+    changed[:, -1] = later[:, -1] + np.clip(np.nan_to_num(shift), -MOST_MOTION, MOST_MOTION)
     return changed
 
 

@@ -152,8 +152,8 @@ def _collapse(metrics: Metrics) -> list[Lines]:
     )
     if collapse.get("unlike_at_the_start") is not None:
         text += (
-            f" Changes are measured from each play's own first frames; in {collapse['unlike_at_the_start']} of"
-            f" {collapse['starts']} plays these already differ from real play, as a blurred picture does."
+            f" Changes are measured from each play's own second second; in {collapse['unlike_at_the_start']} of"
+            f" {collapse['starts']} plays the first seconds already differ from real play, as a blurred picture does."
         )
     first = sorted(frame for frame in collapse.get("first") or [] if frame is not None)
     if first:
