@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,28 +28,28 @@ SAVE_SECONDS = 60.0
 WARMUP, COOLDOWN = 0.02, 0.4  # shares of the budget
 
 
-class Task:
+class Task(ABC):
     """Something to train; its ``model`` is what is trained, and its state goes on from step to step."""
 
     name: str
     model: nn.Module
 
+    @abstractmethod
     def loss(self, step: int, progress: float) -> torch.Tensor:
         """Mean loss of the batch of ``step``, which it draws from the seed, ``step`` and its state alone.
 
         ``progress`` in [0, 1) is the share of the budget that is spent.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Figures and pictures (H, W, 3) uint8 by name, on held-out data."""
-        raise NotImplementedError
 
     def state(self) -> dict[str, torch.Tensor]:
         """What goes on from one step to the next beside the weights: for most tasks nothing."""
         return {}
 
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:  # noqa: B027 - most tasks have no state
         """Go on from :meth:`state`."""
 
 
