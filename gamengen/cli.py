@@ -23,6 +23,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("data", "export"): ("DataExport", "a recording as MP4, NPZ or PNG files"),
     ("train", "autoencoder"): ("TrainAutoencoder", "train an autoencoder on a recording"),
     ("train", "denoiser"): ("TrainDenoiser", "train a denoiser on a recording, given an autoencoder"),
+    ("train", "distill"): ("TrainDistill", "train a student that needs one sampling step, given a denoiser"),
     ("train", "decoder"): ("TrainDecoder", "train the decoder on, with motion compensation"),
     ("evaluate",): ("Evaluate", "measure a checkpoint against the real game"),
     ("lpips",): ("ConvertLpips", "convert LPIPS weights, for evaluate --lpips-weights"),

@@ -15,7 +15,7 @@ import tyro
 from agents.errors import OptionError
 from gamengen.collect_commands import AgentEvaluate, AgentTrain, DataExport, DataInfo, DataPreview, DataVerify
 from gamengen.evaluate_commands import CheckpointName, ConvertLpips, Evaluate, Json
-from gamengen.train_commands import TrainAutoencoder, TrainDecoder, TrainDenoiser
+from gamengen.train_commands import TrainAutoencoder, TrainDecoder, TrainDenoiser, TrainDistill
 
 if TYPE_CHECKING:
     from engine.frame_times import PlaySummary
@@ -38,6 +38,7 @@ __all__ = [
     "TrainAutoencoder",
     "TrainDecoder",
     "TrainDenoiser",
+    "TrainDistill",
 ]
 
 MIX = "scripted:0.6,random:0.4"
@@ -150,6 +151,8 @@ class Create:
     """Instead of the planned share."""
     denoiser_minutes: float | None = None
     """Instead of the planned share."""
+    distill_minutes: float | None = None
+    """Instead of the planned share; 0 leaves this stage out."""
     decoder_minutes: float | None = None
     """Instead of the planned share; 0 leaves this stage out."""
     seed: int = 0

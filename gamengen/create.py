@@ -1,4 +1,4 @@
-"""One command makes a game: record, autoencoder, latents, denoiser, decoder, evaluation, checkpoint.
+"""One command makes a game: record, autoencoder, latents, denoiser, student, decoder, evaluation, checkpoint.
 
 Each stage leaves its result in the work folder and is skipped when that is there, so a run that was
 killed goes on where it stopped.
@@ -26,11 +26,20 @@ from gamengen.checkpoints import (
     shipped_checkpoints,
 )
 from gamengen.devices import choose_device, describe_device
-from gamengen.diffusion import check_seed
+from gamengen.diffusion import SamplerConfig, check_seed
 from gamengen.evaluation.options import QUICK, EvaluateOptions
 from gamengen.evaluation.results import summarise
 from gamengen.presets import find_preset
-from gamengen.stages import Stage, encode, finish_checkpoint, fit_autoencoder, fit_decoder, fit_denoiser
+from gamengen.stages import (
+    Stage,
+    encode,
+    finish_checkpoint,
+    fit_autoencoder,
+    fit_decoder,
+    fit_denoiser,
+    fit_student,
+)
+from gamengen.train_student import STUDENT_RATES, STUDENT_STEPS
 from gamengen.training import TrainOptions
 from recorder.record import RecordOptions, record_episodes
 from recorder.recording import Recording, write_json
@@ -61,6 +70,7 @@ class CreateOptions:
         frames: frames to record; None plans them by the budget.
         autoencoder_minutes: instead of the planned share.
         denoiser_minutes: instead of the planned share.
+        distill_minutes: instead of the planned share; 0 leaves this stage out.
         decoder_minutes: instead of the planned share; 0 leaves this stage out.
         work: folder for everything on the way; None is ``runs/<name of out>``.
     """
@@ -80,15 +90,17 @@ class CreateOptions:
     width: int = 320
     autoencoder_minutes: float | None = None
     denoiser_minutes: float | None = None
+    distill_minutes: float | None = None
     decoder_minutes: float | None = None
     seed: int = 0
     device: str = "auto"
     work: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("minutes", "autoencoder_minutes", "denoiser_minutes", "decoder_minutes", "frames"):
+        skippable = ("distill_minutes", "decoder_minutes")
+        for name in ("minutes", "autoencoder_minutes", "denoiser_minutes", *skippable, "frames"):
             value = getattr(self, name)
-            skipped = name == "decoder_minutes" and value == 0
+            skipped = name in skippable and value == 0
             if value is not None and not skipped and not 0 < value < float("inf"):
                 flag = f"--{name.replace('_', '-')}"
                 raise OptionError(f"must be more than 0, got {value}", flag, "give a positive number")
@@ -114,6 +126,7 @@ class Plan:
     autoencoder_minutes: float
     encode_seconds: float
     denoiser_minutes: float
+    distill_minutes: float
     decoder_minutes: float
     evaluate_seconds: float
 
@@ -140,6 +153,11 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     minutes = work.remember("denoiser_minutes", _denoiser_minutes(options, plan, work))
     training = TrainOptions(minutes=minutes, adam_lr=5e-4, seed=options.seed)
     denoiser = work.timed("denoiser", lambda: fit_denoiser(stage, autoencoder, latents, training))
+    sampler = SamplerConfig()
+    if plan.distill_minutes > 0:
+        training, teacher = TrainOptions(plan.distill_minutes, None, *STUDENT_RATES, seed=options.seed), denoiser
+        denoiser = work.timed("student", lambda: fit_student(stage, autoencoder, teacher, latents, training))
+        sampler = SamplerConfig(STUDENT_STEPS)
     if plan.decoder_minutes > 0:
         refining = TrainOptions(minutes=plan.decoder_minutes, muon_lr=0.01, adam_lr=5e-4, seed=options.seed)
         plain = autoencoder
@@ -149,7 +167,7 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     took = {name: round(seconds / 60, 1) for name, seconds in work.stages.items()}
     metrics = work.timed(
         "evaluate",
-        lambda: finish_checkpoint(stage, autoencoder, denoiser, latents, options.out, took, scope),
+        lambda: finish_checkpoint(stage, autoencoder, denoiser, latents, options.out, took, scope, sampler),
     )
     return {
         "checkpoint": str(options.out),
@@ -171,14 +189,15 @@ def make_plan(options: CreateOptions, device: str, warm: bool) -> Plan:
     encode = frames / ENCODED_PER_SECOND[device]
     evaluate = min(120.0, EVALUATION_SHARE * total)
     training = max(total - record - encode - evaluate, 0.3 * total) / 60
-    shares = (0.2, 0.65, 0.15) if warm else (0.27, 0.58, 0.15)
+    shares = (0.2, 0.55, 0.1, 0.15) if warm else (0.27, 0.48, 0.1, 0.15)
     return Plan(
         frames,
         record,
         options.autoencoder_minutes or shares[0] * training,
         encode,
         options.denoiser_minutes or shares[1] * training,
-        options.decoder_minutes if options.decoder_minutes is not None else shares[2] * training,
+        options.distill_minutes if options.distill_minutes is not None else shares[2] * training,
+        options.decoder_minutes if options.decoder_minutes is not None else shares[3] * training,
         evaluate,
     )
 
@@ -261,8 +280,8 @@ def _announce(options: CreateOptions, plan: Plan, work: Path, device: torch.devi
         f"making [bold]{options.spec}[/bold] ({options.preset}, {begin}) on {describe_device(device)}\n"
         f"plan: {plan.frames:,} frames recorded in {plan.record_seconds:.0f} s, autoencoder "
         f"{plan.autoencoder_minutes:.1f} min, encoding {plan.encode_seconds:.0f} s, denoiser about "
-        f"{plan.denoiser_minutes:.1f} min, decoder {plan.decoder_minutes:.1f} min, "
-        f"evaluation {plan.evaluate_seconds:.0f} s\n"
+        f"{plan.denoiser_minutes:.1f} min, distillation {plan.distill_minutes:.1f} min, "
+        f"decoder {plan.decoder_minutes:.1f} min, evaluation {plan.evaluate_seconds:.0f} s\n"
         f"work folder {work}: run the same command again to go on after a stop",
         highlight=False,
     )
@@ -297,5 +316,5 @@ def _record(options: CreateOptions, plan: Plan, work: Path) -> Recording:
 def _denoiser_minutes(options: CreateOptions, plan: Plan, work: _Work) -> float:
     if options.denoiser_minutes is not None:
         return options.denoiser_minutes
-    left = 60 * (options.minutes - plan.decoder_minutes) - work.seconds() - plan.evaluate_seconds
+    left = 60 * (options.minutes - plan.distill_minutes - plan.decoder_minutes) - work.seconds() - plan.evaluate_seconds
     return max(left / 60, 0.5 * plan.denoiser_minutes)

@@ -50,6 +50,7 @@ def denoising_loss(
     generator: torch.Generator,
     metric: torch.Tensor | None = None,
     context_noise: float = CONTEXT_NOISE_MAX,
+    weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Weighted squared error of the predicted next latent, one value a sample (B,).
 
@@ -62,6 +63,7 @@ def denoising_loss(
         metric: (C, C), applied to the channels of the error before it is squared; see
             :func:`gamengen.train_denoiser.visible_metric`.
         context_noise: highest noise level of the context; 0 leaves the augmentation out.
+        weight: of each position (B, h, w); see :class:`gamengen.rarity.Rarity`.
     """
     batch, device = len(target), target.device
 
@@ -80,7 +82,10 @@ def denoising_loss(
     error = predicted.float() - target
     if metric is not None:
         error = torch.einsum("dc,bchw->bdhw", metric, error)
-    return error.square().mean(dim=(1, 2, 3)) / (sigma.square() + 0.05)
+    squared = error.square().mean(dim=1)
+    if weight is not None:
+        squared = squared * weight
+    return squared.mean(dim=(1, 2)) / (sigma.square() + 0.05)
 
 
 @torch.no_grad()
@@ -107,9 +112,29 @@ def sample_next(
     if config.context_noise:
         context = context + config.context_noise * noise[1][:, None]
     encoded = denoiser.encode_context(context, actions, level)
-    z = noise[0]
-    for step in range(config.steps):
-        sigma, following = 1 - step / config.steps, 1 - (step + 1) / config.steps
-        clean = denoiser.denoise(z, z.new_full((len(z),), sigma), encoded)
-        z = clean + (following / sigma) * (z - clean)
-    return normalise(z)
+    return normalise(euler_path(denoiser, noise[0], encoded, config.steps)[-1])
+
+
+def euler_path(
+    denoiser: Denoiser,
+    noise: torch.Tensor,
+    encoded: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    steps: int,
+) -> list[torch.Tensor]:
+    """The points that Euler steps at evenly spaced noise levels visit from ``noise`` (B, C, h, w) on.
+
+    Args:
+        denoiser: the model.
+        noise: standard normal, at level 1.
+        encoded: of the context, as from :meth:`Denoiser.encode_context`.
+        steps: N, how many.
+
+    Returns:
+        N + 1 latents, the point n at level 1 - n / N; the last is clean, not yet normalised.
+    """
+    path = [noise]
+    for step in range(steps):
+        sigma, following = 1 - step / steps, 1 - (step + 1) / steps
+        clean = denoiser.denoise(path[-1], noise.new_full((len(noise),), sigma), encoded)
+        path.append(clean + (following / sigma) * (path[-1] - clean))
+    return path

@@ -1,7 +1,7 @@
-"""The stages of making a game, each resumable: autoencoder, latents, denoiser, decoder, checkpoint.
+"""The stages of making a game, each resumable: autoencoder, latents, denoiser, student, decoder, checkpoint.
 
 All of them keep what they make in one work folder: ``autoencoder/``, ``latents/``, ``denoiser/``,
-``decoder/`` and ``evaluation/``.
+``student/``, ``decoder/`` and ``evaluation/``.
 """
 
 from __future__ import annotations
@@ -47,11 +47,12 @@ from gamengen.presets import find_preset
 from gamengen.train_autoencoder import POOL_FRAMES, AutoencoderTask, load_frame_pool
 from gamengen.train_decoder import CAMERA_PAIRS, DecoderTask, Footage, find_footage
 from gamengen.train_denoiser import DenoiserTask
+from gamengen.train_student import STUDENT_STEPS, StudentTask
 from gamengen.training import Trainer, TrainOptions, load_finished
 from recorder.recording import Recording, write_json
 
-BATCH = {"autoencoder": 16, "denoiser": 16, "decoder": 8}
-STAGES = ("autoencoder", "denoiser", "decoder")
+BATCH = {"autoencoder": 16, "denoiser": 16, "student": 16, "decoder": 8}
+STAGES = ("autoencoder", "denoiser", "student", "decoder")
 CUDA_BATCH_FACTOR = 8  # a GPU is only busy with many samples at once
 SPAWNS = 8
 SPAWN_CANDIDATES = 256
@@ -123,7 +124,7 @@ def _check_same_denoiser(folder: Path, denoiser: Denoiser) -> None:
     path, own = folder / "denoiser.json", {"denoiser": weights_hash(denoiser)}
     try:
         if path.is_file() and json.loads(path.read_text()) != own:
-            what = "the decoder in the work folder was trained for another denoiser"
+            what = f"the {folder.name} in the work folder was trained for another denoiser"
             raise CheckpointError(what, folder, "delete this folder to train it anew")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, own)
@@ -148,6 +149,18 @@ def load_denoiser(stage: Stage) -> Denoiser:
         CheckpointError: there is none.
     """
     return _load_stage(_fresh_denoiser(stage), stage, "denoiser")
+
+
+def load_student(stage: Stage, denoiser: Denoiser) -> Denoiser | None:
+    """The student of ``denoiser`` that an earlier stage left in the work folder, or None.
+
+    Raises:
+        CheckpointError: it is another denoiser's.
+    """
+    if not (stage.work / "student" / "final.safetensors").is_file():
+        return None
+    _check_same_denoiser(stage.work / "student", denoiser)
+    return _load_stage(_fresh_denoiser(stage), stage, "student")
 
 
 def encode(stage: Stage, autoencoder: Autoencoder) -> tuple[LatentEpisodes, LatentEpisodes]:
@@ -175,6 +188,24 @@ def fit_denoiser(
     return model.eval()
 
 
+def fit_student(
+    stage: Stage,
+    autoencoder: Autoencoder,
+    denoiser: Denoiser,
+    latents: tuple[LatentEpisodes, LatentEpisodes],
+    options: TrainOptions,
+) -> Denoiser:
+    """Distil ``denoiser`` into a student for one step, or load the student where that is done."""
+    torch.manual_seed(stage.seed + 3)
+    model, folder = _fresh_denoiser(stage), stage.work / "student"
+    _check_same_denoiser(folder, denoiser)
+    if not load_finished(model, folder, options):
+        model.load_state_dict(denoiser.state_dict())
+        task = StudentTask(model, denoiser, autoencoder, *latents, stage.seed + 3, stage.batch("student"))
+        Trainer(task, options, folder).run()
+    return model.eval()
+
+
 def finish_checkpoint(
     stage: Stage,
     autoencoder: Autoencoder,
@@ -183,10 +214,11 @@ def finish_checkpoint(
     out: Path,
     minutes: dict[str, float],
     scope: EvaluateOptions,
+    sampler: SamplerConfig,
 ) -> dict[str, Any]:
     """Evaluate and write the checkpoint; returns its metrics.
 
-    ``minutes`` says what each stage took, for the model card.
+    ``minutes`` says what each stage took, for the model card; ``sampler`` is what the checkpoint is meant for.
     """
     header, infos = stage.recording.header, stage.recording.episodes()
     seeds = [info.seed for info in infos]
@@ -207,7 +239,7 @@ def finish_checkpoint(
     }
     config = CheckpointConfig(
         out.name, header.spec, stage.preset, header.action_set, header.height, header.width, header.frame_skip,
-        header.fps, autoencoder.config, denoiser.config, SamplerConfig(), data, training, git_commit(), header.notice,
+        header.fps, autoencoder.config, denoiser.config, sampler, data, training, git_commit(), header.notice,
     )  # fmt: skip
     train, _ = find_footage(stage.recording, latents)
     spawns = choose_spawns(train, denoiser.config.context, bool(autoencoder.config.compensation), stage.seed)
@@ -261,7 +293,19 @@ def train_denoiser(
     autoencoder = load_autoencoder(stage)
     latents = encode(stage, autoencoder)
     denoiser = fit_denoiser(stage, autoencoder, latents, options)
-    return _write_stage(stage, autoencoder, denoiser, latents, out, STAGES[:2])
+    return _write_stage(stage, autoencoder, denoiser, latents, out, SamplerConfig(), STAGES[:2])
+
+
+def distill(
+    data: Path, work: Path, out: Path, preset: str, init: str | None, options: TrainOptions, device: str
+) -> dict[str, Any]:
+    """``gamengen train distill``: trains a student, evaluates and writes the checkpoint."""
+    check_writable(out)
+    stage = _stage(data, work, preset, init, options, device)
+    autoencoder, denoiser = load_autoencoder(stage), load_denoiser(stage)
+    latents = encode(stage, autoencoder)
+    student = fit_student(stage, autoencoder, denoiser, latents, options)
+    return _write_stage(stage, autoencoder, student, latents, out, SamplerConfig(STUDENT_STEPS), STAGES[:3])
 
 
 def train_decoder(
@@ -272,8 +316,12 @@ def train_decoder(
     stage = _stage(data, work, preset, init, options, device)
     plain, denoiser = load_autoencoder(stage), load_denoiser(stage)
     latents = encode(stage, plain)
-    autoencoder = fit_decoder(stage, plain, denoiser, latents, options)
-    return _write_stage(stage, autoencoder, denoiser, latents, out, STAGES)
+    student = load_student(stage, denoiser)
+    names = tuple(name for name in STAGES if name != "student" or student is not None)
+    sampler = SamplerConfig() if student is None else SamplerConfig(STUDENT_STEPS)
+    played = student or denoiser
+    autoencoder = fit_decoder(stage, plain, played, latents, options)
+    return _write_stage(stage, autoencoder, played, latents, out, sampler, names)
 
 
 def _write_stage(
@@ -282,10 +330,12 @@ def _write_stage(
     denoiser: Denoiser,
     latents: tuple[LatentEpisodes, LatentEpisodes],
     out: Path,
+    sampler: SamplerConfig,
     names: tuple[str, ...],
 ) -> dict[str, Any]:
     minutes = {name: round(_last_figures(stage.work / name).get("seconds", 0.0) / 60, 1) for name in names}
-    metrics = finish_checkpoint(stage, autoencoder, denoiser, latents, out, minutes, EvaluateOptions(64, 4, 64, QUICK))
+    scope = EvaluateOptions(64, 4, 64, QUICK)
+    metrics = finish_checkpoint(stage, autoencoder, denoiser, latents, out, minutes, scope, sampler)
     return {"checkpoint": str(out), "device": describe_device(stage.device), **summarise(metrics)}
 
 

@@ -1,4 +1,4 @@
-"""The commands that train one stage: ``gamengen train autoencoder``, ``denoiser`` and ``decoder``."""
+"""The commands that train one stage: ``gamengen train autoencoder``, ``denoiser``, ``distill`` and ``decoder``."""
 
 from __future__ import annotations
 
@@ -83,10 +83,36 @@ class TrainDenoiser(_Training):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainDistill(_Training):
+    """Distil the denoiser into a student that needs one sampling step, and write a checkpoint. Run again, it goes on.
+
+    The work folder holds what gamengen train autoencoder and gamengen train denoiser made there.
+
+    Example: gamengen train distill --data data/center --work runs/center --minutes 15 --out center
+    """
+
+    work: Path
+    """Work folder with a trained autoencoder and denoiser; the training state goes there."""
+    out: Path
+    """Folder of the checkpoint."""
+    muon_lr: float = 0.005
+    """Learning rate of the hidden convolutions."""
+    adam_lr: float = 2e-4
+    """Learning rate of everything else."""
+
+    def run(self) -> dict[str, Any]:
+        """Train."""
+        from gamengen.stages import distill
+
+        return distill(self.data, self.work, self.out, self.preset, self.init, self.options(), self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainDecoder(_Training):
     """Train the decoder on, with the frame before in view, and write a checkpoint. Run again, it goes on.
 
-    The work folder holds what gamengen train autoencoder and gamengen train denoiser made there.
+    The work folder holds what gamengen train autoencoder and gamengen train denoiser made there; if gamengen train
+    distill has made a student there, the decoder is trained for that.
 
     Example: gamengen train decoder --data data/center --work runs/center --minutes 20 --out center
     """

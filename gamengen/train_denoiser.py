@@ -15,6 +15,7 @@ from gamengen.diffusion import CONTEXT_NOISE_MAX, SamplerConfig, denoising_loss,
 from gamengen.evaluation.similarity import STILL_PSNR, frame_ssim, sharpness
 from gamengen.free_plays import FreePlays
 from gamengen.latents import LatentEpisodes, gather_windows, window_starts
+from gamengen.rarity import Rarity
 from gamengen.train_autoencoder import frame_psnr
 from gamengen.training import Task, step_generator
 
@@ -31,6 +32,7 @@ ROLLOUT_FRAMES = 32
 class DenoiserTask(Task):
     """Predict the next latent; see :class:`gamengen.training.Task`.
 
+    Errors count more where the frame is unusual, or the one before was, and unusual frames are drawn more often.
     In the last part of the budget some samples take the model's own frames as their
     context: see :class:`gamengen.free_plays.FreePlays`.
 
@@ -58,6 +60,10 @@ class DenoiserTask(Task):
         self._metric = visible_metric(autoencoder, self._train.latents, seed)
         self._window = model.config.context + 1
         self._starts = window_starts(train.lengths, self._window)
+        self._rarity = Rarity(self._train.latents)
+        self._chances = (
+            self._rarity.frame_weights(self._train.latents).numpy()[self._starts + self._window - 1].cumsum()
+        )
         self._plays = FreePlays(self._train, int(batch * UNROLL_SHARE), model.config.context)
         if max(held_out.lengths) < self._window:  # told now, not after minutes of training
             what = f"no held-out episode has the {self._window} frames that a training window takes"
@@ -68,18 +74,28 @@ class DenoiserTask(Task):
         rng = np.random.default_rng([self._seed, step])
         generator = step_generator(self._seed, step, self._device)
         unrolled = int(self._batch * UNROLL_SHARE) if progress >= UNROLL_START else 0
-        starts = self._starts[rng.integers(len(self._starts), size=self._batch - unrolled)]
+        context, held, target, weight = self._draw(rng, unrolled)
+        losses = denoising_loss(
+            self._denoiser, context, held, target, generator, self._metric, self._context_noise, weight
+        )  # fmt: skip
+        if unrolled:
+            self._advance_plays(SamplerConfig(int(rng.choice(UNROLL_STEPS))), generator)
+        return losses.mean()
+
+    def _draw(
+        self, rng: np.random.Generator, unrolled: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Contexts, actions, next latents and the weight of each position; the last ``unrolled`` are of free plays."""
+        draws = rng.random(self._batch - unrolled) * self._chances[-1]
+        starts = self._starts[np.searchsorted(self._chances[:-1], draws, side="right")]
         latents, actions = gather_windows(self._train, starts, self._window)
         context, held, target = latents[:, :-1], actions[:, :-1], latents[:, -1]
         if unrolled:
             own = self._plays.windows(rng)
             context, held, target = (torch.cat(parts) for parts in zip((context, held, target), own, strict=True))
-        losses = denoising_loss(
-            self._denoiser, context, held, target, generator, self._metric, self._context_noise
-        )  # fmt: skip
-        if unrolled:
-            self._advance_plays(SamplerConfig(int(rng.choice(UNROLL_STEPS))), generator)
-        return losses.mean()
+        # Where something was a frame ago counts too: it must have moved on, or a fog stays behind.
+        weight = torch.maximum(self._rarity.weight(target), self._rarity.weight(context[:, -1]))
+        return context, held, target, weight
 
     def _advance_plays(self, config: SamplerConfig, generator: torch.Generator) -> None:
         def sample(context: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
@@ -111,6 +127,8 @@ class DenoiserTask(Task):
         real = self._frames(latents[:, context])
         copied = frame_psnr(real, self._frames(latents[:, context - 1]))
         still = copied >= STILL_PSNR
+        target = latents[:, context]
+        rare = self._rarity.rare(target)
         figures = {"copy_last_psnr": float(copied.mean())}
         sheet = [real[:6]]
         for steps in (1, 4):
@@ -118,7 +136,10 @@ class DenoiserTask(Task):
             sampled = sample_next(
                 self._denoiser, latents[:, :context], actions[:, :context], noise, SamplerConfig(steps)
             )
-            figures[f"latent_error_{steps}"] = float((sampled.float() - latents[:, context]).square().mean())
+            error = (sampled.float() - target).square().mean(1)
+            figures[f"latent_error_{steps}"] = float(error.mean())
+            if rare.any():
+                figures[f"rare_error_{steps}"] = float(error[rare].mean())
             frames = self._frames(sampled)
             psnr = frame_psnr(real, frames)
             figures[f"psnr_{steps}"] = float(psnr.mean())

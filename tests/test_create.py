@@ -23,7 +23,7 @@ from gamengen.checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
 from gamengen.cli import main
 from gamengen.create import CreateOptions, create_game, make_plan
 from gamengen.latents import weights_hash
-from gamengen.stages import summarise, train_autoencoder, train_decoder, train_denoiser
+from gamengen.stages import distill, summarise, train_autoencoder, train_decoder, train_denoiser
 from gamengen.training import TrainOptions
 from recorder.recording import Recording
 
@@ -54,7 +54,8 @@ def options(out: Path, **changes: Any) -> CreateOptions:
 def test_what_create_leaves(tiny_work: Path, basic_recording: Path) -> None:
     summary = json.loads((tiny_work / "summary.json").read_text())
     assert summary["play"] == f"gamengen play --checkpoint {summary['checkpoint']}"
-    assert list(summary["stages_seconds"]) == ["record", "autoencoder", "encode", "denoiser", "decoder", "evaluate"]
+    stages = ["record", "autoencoder", "encode", "denoiser", "student", "decoder", "evaluate"]
+    assert list(summary["stages_seconds"]) == stages
     assert summary["minutes"] > 0
     assert summary["frames"] == sum(info.frames for info in Recording.open(basic_recording).episodes())
     checkpoint = load_checkpoint(tiny_work / "tiny")
@@ -72,7 +73,8 @@ def test_what_create_leaves(tiny_work: Path, basic_recording: Path) -> None:
     card = (tiny_work / "tiny" / "README.md").read_text()
     for text in ("doom/basic", "MOVE_LEFT", "teacher-forced, 4 steps", "Freedoom", "fresh weights"):
         assert text in card
-    for stage in ("autoencoder", "denoiser", "decoder"):
+    assert config.sampler.steps == 1, "it is distilled"
+    for stage in ("autoencoder", "denoiser", "student", "decoder"):
         folder = tiny_work / "work" / stage
         assert {"state.pt", "final.safetensors", "metrics.jsonl"} <= {path.name for path in folder.iterdir()}
         assert list(folder.glob("events.out.tfevents.*"))
@@ -102,7 +104,7 @@ def test_from_the_shipped_checkpoint_with_short_episodes(
 
 
 def test_stages_by_hand(make_recording: Make, tmp_path: Path) -> None:
-    """``train autoencoder``, ``train denoiser`` and ``train decoder`` make a checkpoint too."""
+    """``train autoencoder``, ``denoiser``, ``decoder`` and ``distill`` make a checkpoint too."""
     make_recording(tmp_path / "data", (8, 9, 10))
     work, data, few = tmp_path / "work", tmp_path / "data", TrainOptions(steps=3)
     with pytest.raises(CheckpointError, match="no finished autoencoder"):
@@ -123,9 +125,20 @@ def test_stages_by_hand(make_recording: Make, tmp_path: Path) -> None:
     assert weights_hash(sharp.autoencoder.encoder) == weights_hash(plain.autoencoder.encoder)
     assert NeuralGame(tmp_path / "sharp", "cpu").step([1, 0]).shape == (32, 48, 3)
 
+    shutil.rmtree(work / "decoder")
+    distill(data, work, tmp_path / "quick", "tiny", None, few, "cpu")
+    train_decoder(data, work, tmp_path / "both", "tiny", None, few, "cpu")
+    quick, both = load_checkpoint(tmp_path / "quick"), load_checkpoint(tmp_path / "both")
+    assert (plain.config.sampler.steps, quick.config.sampler.steps, both.config.sampler.steps) == (4, 1, 1)
+    assert list(both.config.training["minutes"]) == ["autoencoder", "denoiser", "student", "decoder"]
+    assert weights_hash(plain.denoiser) != weights_hash(quick.denoiser) == weights_hash(both.denoiser)
+
     train_denoiser(data, work, tmp_path / "game", "tiny", None, TrainOptions(steps=4), "cpu")
     assert list(load_checkpoint(tmp_path / "game").config.training["minutes"]) == ["autoencoder", "denoiser"]
-    with pytest.raises(CheckpointError, match="trained for another denoiser"):
+    with pytest.raises(CheckpointError, match="the student in the work folder was trained for another denoiser"):
+        train_decoder(data, work, tmp_path / "sharp", "tiny", None, few, "cpu")
+    shutil.rmtree(work / "student")
+    with pytest.raises(CheckpointError, match="the decoder in the work folder was trained for another denoiser"):
         train_decoder(data, work, tmp_path / "sharp", "tiny", None, few, "cpu")
 
 
@@ -152,8 +165,8 @@ def test_killed_and_run_again_it_goes_on(tmp_path: Path) -> None:
     words = [
         "create", "doom/basic", "--out", str(out), "--work", str(work), "--preset", "tiny", "--from-scratch",
         "--frames", "320", "--agent", "random", "--workers", "1", "--height", "144", "--width", "256",
-        "--minutes", "1", "--autoencoder-minutes", "0.02", "--denoiser-minutes", "0.1", "--decoder-minutes", "0.01",
-        "--device", "cpu",
+        "--minutes", "1", "--autoencoder-minutes", "0.02", "--denoiser-minutes", "0.1", "--distill-minutes", "0.01",
+        "--decoder-minutes", "0.01", "--device", "cpu",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for sign in (work / "recording" / "episodes" / "0000" / "*.h5", work / "denoiser" / "state.pt"):
@@ -286,7 +299,7 @@ def test_options_out_of_range(changes: dict[str, Any], flag: str) -> None:
 @pytest.mark.parametrize("warm", [True, False])
 def test_a_plan_spends_the_budget(minutes: float, device: str, warm: bool) -> None:
     plan = make_plan(options(Path("out"), data=None, minutes=minutes), device, warm)
-    training = plan.autoencoder_minutes + plan.denoiser_minutes + plan.decoder_minutes
+    training = plan.autoencoder_minutes + plan.denoiser_minutes + plan.distill_minutes + plan.decoder_minutes
     total = training + (plan.record_seconds + plan.encode_seconds + plan.evaluate_seconds) / 60
     assert training >= 0.3 * minutes - 1e-9
     if minutes > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -30,6 +31,7 @@ from gamengen.presets import PRESETS, Preset
 from gamengen.stages import Stage, fit_autoencoder, fit_denoiser
 from gamengen.train_autoencoder import AutoencoderTask, FramePool
 from gamengen.train_denoiser import DenoiserTask
+from gamengen.train_student import StudentTask
 from gamengen.training import Task, Trainer, TrainOptions, learning_rate_factor, load_finished
 from recorder.recording import Recording
 
@@ -64,7 +66,10 @@ def make_task(name: str) -> Task:
         return AutoencoderTask(autoencoder, FramePool(frames, frames), seed=1, batch=2, crop=(16, 32))
     latents = normalise(torch.randn(40, 8, 2, 3)).half()
     episodes = LatentEpisodes(latents, torch.from_numpy(rng.integers(0, 2, (40, 3)).astype(np.float32)), (20, 20))
-    return DenoiserTask(Denoiser(TINY.denoiser), autoencoder, episodes, episodes, seed=1, batch=8)
+    denoiser = Denoiser(TINY.denoiser)
+    if name == "student":
+        return StudentTask(denoiser, copy.deepcopy(denoiser), autoencoder, episodes, episodes, seed=1, batch=8)
+    return DenoiserTask(denoiser, autoencoder, episodes, episodes, seed=1, batch=8)
 
 
 class Stopped(Exception):
@@ -119,7 +124,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert last_figures(one) == last_figures(other)
 
 
-@pytest.mark.parametrize("name", ["autoencoder", "denoiser"])
+@pytest.mark.parametrize("name", ["autoencoder", "denoiser", "student"])
 @pytest.mark.usefixtures("save_always")
 def test_resumed_equals_uninterrupted(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = TrainOptions(steps=STEPS)
