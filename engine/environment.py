@@ -18,7 +18,8 @@ MAX_FRAMES = 1050
 class NeuralGameEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     """A :class:`NeuralGame` as an environment: frames (H, W, 3) uint8 out, actions (A,) float32 in.
 
-    The model predicts no outcome, so the reward is always 0 and an episode ends by truncation alone;
+    Rewards and ends are those that the checkpoint's outcome head tells, at the frame at which they show; ``info`` has
+    what it reads of the score bar. Without such a head the reward is always 0 and an episode ends by truncation alone;
     ``info["outcome"]`` says so.
 
     Args:
@@ -65,11 +66,19 @@ class NeuralGameEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         """Hold ``action`` (A,) for one frame."""
         frame = self._game.step(action)
         self._played += 1
-        return frame.copy(), 0.0, False, self._played >= self._max_frames, self._info()
+        outcome = self._game.outcome
+        reward = float(outcome.reward[0]) if outcome is not None else 0.0
+        return frame.copy(), reward, bool(self._game.ended[0]), self._played >= self._max_frames, self._info()
 
     def render(self) -> np.ndarray:
         """The newest frame (H, W, 3) uint8."""
         return self._game.frame
 
     def _info(self) -> dict[str, Any]:
-        return {"outcome": "not predicted: reward is 0", "spawn": self._game.spawn}
+        info: dict[str, Any] = {"spawn": self._game.spawn}
+        if not self._game.tells_outcome:
+            return info | {"outcome": "not predicted: reward is 0"}
+        outcome = self._game.outcome
+        levels = {name: float(value[0]) for name, value in outcome.levels.items()} if outcome is not None else {}
+        rises = {name: float(value[0]) for name, value in outcome.rises.items()} if outcome is not None else {}
+        return info | {"outcome": "predicted", "levels": levels, "rises": rises}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from gamengen.autoencoder import Before, pixels_of
 from gamengen.checkpoints import Checkpoint, load_checkpoint
 from gamengen.devices import choose_device, has_bf16, place
 from gamengen.diffusion import SamplerConfig, check_seed, sample_next
+from gamengen.outcome import Outcome
 
 MAX_CPU_THREADS = 8  # more only wait for each other on a model this small
 
@@ -88,9 +90,12 @@ class NeuralGame:
         if self._autoencoder.compensation is not None:
             self._autoencoder.compensation.camera.float()  # a turn must be exact to a part of a pixel
         self._denoiser = place(loaded.denoiser, self.device, self.dtype)
+        self._head = place(loaded.outcome, self.device, self.dtype) if loaded.outcome is not None else None
         self._spawns = loaded.spawns
         self.reseed(seed)
         self.frame = np.zeros((self.height, self.width, 3), np.uint8)
+        self.outcome: Outcome | None = None
+        self.ended = np.zeros(batch, bool)
         self.reset()
 
     @property
@@ -138,6 +143,11 @@ class NeuralGame:
         return str(self.dtype).removeprefix("torch.")
 
     @property
+    def tells_outcome(self) -> bool:
+        """Whether the checkpoint tells rewards and ends; without, ``outcome`` stays None and no game ends."""
+        return self._head is not None
+
+    @property
     def spawn_count(self) -> int:
         """Number of stored starts."""
         return len(self._spawns.latents)
@@ -182,12 +192,39 @@ class NeuralGame:
         self._actions = held.expand(self.batch, *held.shape[1:]).to(self.device, self.dtype).contiguous()
         if shown is None:
             shown = self._autoencoder.decode_frames(self._latents[:, -1])
+        self._forget_outcome()
         self._show(shown.expand(self.batch, *shown.shape[1:]).to(self.device))
+        return self.frame
+
+    @torch.inference_mode()
+    def respawn(self, games: Sequence[int]) -> np.ndarray:
+        """Start some games of a batch anew, each from a stored start drawn at random; the others go on.
+
+        Args:
+            games: their numbers, from 0 on.
+
+        Returns:
+            All frames, as :attr:`frame`.
+        """
+        index = torch.from_numpy(self._rng.integers(self.spawn_count, size=len(games)))
+        self._latents, self._actions, screen = self._latents.clone(), self._actions.clone(), self._screen.clone()
+        where = torch.tensor(list(games), dtype=torch.int64)
+        self._latents[where] = self._spawns.latents[index].to(self._latents)
+        self._actions[where] = self._spawns.actions[index].to(self._actions)
+        if self._spawns.frames is not None:
+            screen[where] = self._spawns.frames[index].to(self.device)
+        else:
+            screen[where] = self._autoencoder.decode_frames(self._latents[where, -1])
+        self.ended[list(games)] = False
+        self._show(screen)
         return self.frame
 
     @torch.inference_mode()
     def step(self, action: Any) -> np.ndarray:
         """Hold ``action`` (A,), or (B, A) in a batch, for one frame; the next frame.
+
+        Where the checkpoint tells outcomes, :attr:`outcome` then holds what the step came to, and :attr:`ended`
+        (B,) which games it ended, drawn from the probabilities told. An ended game may be played on all the same.
 
         Raises:
             ActionError: the length is wrong, or a value is not finite or outside [-1, 1].
@@ -201,6 +238,10 @@ class NeuralGame:
         self._latents = torch.cat([self._latents[:, 1:], latent[:, None]], dim=1)
         self._actions = torch.cat([self._actions[:, 1:], self._actions[:, -1:]], dim=1)
         self._count += 1
+        if self._head is not None:
+            self.outcome = self._head.read(self._latents[:, -2], latent, self._actions[:, -1])
+            draws = np.random.default_rng([self.seed, self._count]).random(self.batch)
+            self.ended = draws < self.outcome.ends
         self._show(frames)
         return self.frame
 
@@ -229,6 +270,7 @@ class NeuralGame:
             raise OptionError("the state is of another game", f"latents {tuple(state.latents.shape)}", "see save")
         self._latents, self._actions = state.latents, state.actions.clone()
         self._count, self.spawn = state.count, state.spawn
+        self._forget_outcome()
         shown = torch.from_numpy(state.frame.copy())
         self._show((shown[None] if self.batch == 1 else shown).to(self.device))
         return self.frame
@@ -261,6 +303,9 @@ class NeuralGame:
             raise ActionError(f"{context} actions are needed with the start frames", held.shape, "give one a frame")
         pixels = pixels_of(torch.from_numpy(frames).to(self.device)).to(self.dtype)
         return self._autoencoder.encode(pixels)[None], torch.from_numpy(held.copy())[None]
+
+    def _forget_outcome(self) -> None:
+        self.outcome, self.ended = None, np.zeros(self.batch, bool)
 
     def _before(self) -> Before:
         return Before(self._latents[:, -1], self._screen, self._actions)

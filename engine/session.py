@@ -1,4 +1,4 @@
-"""A game being played: pause, rewind, saves, pictures and figures; knows no window."""
+"""A game being played: pause, rewind, saves, pictures, figures and the end of the game; knows no window."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,12 +16,15 @@ from agents.actions import ActionSet
 from agents.errors import GamengenError
 from agents.random_agent import TICS_PER_SECOND, RandomAgent
 from engine.frame_times import FrameTimes, PlaySummary
+from gamengen.outcome import Outcome
 from recorder.pictures import VideoWriter, save_png
 
 Autopilot = Callable[[np.ndarray], np.ndarray]
 
 HISTORY_FRAMES = 300
 MESSAGE_SECONDS = 2.5
+RESPAWN_SECONDS = 2.5  # from the end of a game to the next start
+KILLS = "KILLCOUNT"
 STEP_LADDER = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -69,6 +73,14 @@ class Game(Protocol):
     def frame(self) -> np.ndarray:
         """The newest frame (H, W, 3) uint8."""
 
+    @property
+    def outcome(self) -> Outcome | None:
+        """What the last step came to, or None where that is not told."""
+
+    @property
+    def ended(self) -> np.ndarray:
+        """Whether the last step ended the game, (1,) bool."""
+
     def reset(self, spawn: int | None = None) -> np.ndarray:
         """Start anew from a stored start, or from a random one."""
 
@@ -80,6 +92,29 @@ class Game(Protocol):
 
     def load(self, state: Any) -> np.ndarray:
         """Go back to a saved state; its frame."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What was achieved since the start: frames played, and what the model expects of reward and kills."""
+
+    frames: int = 0
+    reward: float = 0.0
+    kills: float = 0.0
+
+    def after(self, outcome: Outcome | None) -> Tally:
+        """The tally one step later."""
+        if outcome is None:
+            return Tally(self.frames + 1, self.reward, self.kills)
+        killed = float(outcome.rises[KILLS][0]) if KILLS in outcome.rises else 0.0
+        return Tally(self.frames + 1, self.reward + float(outcome.reward[0]), self.kills + killed)
+
+    def describe(self, outcome: Outcome) -> str:
+        """In words, of a game that tells ``outcome``."""
+        if KILLS in outcome.rises:
+            kills = round(self.kills)
+            return f"{kills} kill{'s' * (kills != 1)}, {self.frames} frames"
+        return f"reward {self.reward:.1f}, {self.frames} frames"
 
 
 def random_autopilot(game: Game, seed: int = 0) -> Autopilot:
@@ -117,6 +152,8 @@ class PlaySession:
         self.paused = self.agent_plays = self.show_help = self.show_overlay = False
         self.action = game.action_set.rest
         self.frame = game.frame
+        self.tally = Tally()
+        self._over_since: float | None = None
         self._captures = captures
         self._autopilot = autopilot or random_autopilot(game, seed)
         self._clock = clock
@@ -130,7 +167,12 @@ class PlaySession:
     @property
     def playing(self) -> bool:
         """Whether the next :meth:`advance` makes a new frame."""
-        return self._single or not (self.paused or self.show_help or self.rewinding)
+        return self._single or not (self.paused or self.show_help or self.rewinding or self.over)
+
+    @property
+    def over(self) -> bool:
+        """Whether the game has ended; after a moment the next one starts."""
+        return self._over_since is not None
 
     @property
     def rewinding(self) -> bool:
@@ -161,6 +203,8 @@ class PlaySession:
         Raises:
             ActionError: the action does not fit the game.
         """
+        if self._over_since is not None and self._clock() - self._over_since >= RESPAWN_SECONDS and not self.paused:
+            self.respawn()
         if self.rewinding:
             self._rewind()
         elif self.playing:
@@ -174,16 +218,25 @@ class PlaySession:
     def _play(self, action: np.ndarray) -> None:
         self._single = False
         self.action = self._autopilot(self.frame) if self.agent_plays else action
-        self._history.append(self.game.save())
+        self._remember()
         self.frame = self.times.measure(lambda: self.game.step(self.action))
+        self.tally = self.tally.after(self.game.outcome)
         self._record_frame()
+        if self.game.outcome is not None and self.game.ended.any():
+            self._over_since = self._clock()
+            self.say(f"game over: {self.tally.describe(self.game.outcome)} (R starts anew, Backspace goes back)")
+
+    def _remember(self) -> None:
+        self._history.append((self.game.save(), self.tally))
 
     def _rewind(self) -> None:
         self._rewind_tapped = False
         self.times.interrupt()
         self.action = self.game.action_set.rest
+        self._over_since = None
         if self._history:
-            self.frame = self.game.load(self._history.pop())
+            state, self.tally = self._history.pop()
+            self.frame = self.game.load(state)
             self.say(f"rewind ({len(self._history)} frames left)")
         else:
             self.say("rewind: this is as far back as it goes")
@@ -201,9 +254,9 @@ class PlaySession:
         self._start((self.game.spawn + 1) % self.game.spawn_count)
 
     def _start(self, spawn: int | None) -> None:
-        self._history.append(self.game.save())
+        self._remember()
         self.frame = self.game.reset(spawn)
-        self.paused = False
+        self.paused, self.tally, self._over_since = False, Tally(), None
         self.say(self.spawn_text)
 
     def toggle_pause(self) -> None:
@@ -232,7 +285,7 @@ class PlaySession:
 
     def quick_save(self) -> None:
         """Keep this moment for :meth:`quick_load`."""
-        self._saved = self.game.save()
+        self._saved = (self.game.save(), self.tally)
         self.say("saved (F9 loads)")
 
     def quick_load(self) -> None:
@@ -240,8 +293,10 @@ class PlaySession:
         if self._saved is None:
             self.say("nothing saved yet: F5 saves")
             return
-        self._history.append(self.game.save())
-        self.frame = self.game.load(self._saved)
+        self._remember()
+        state, self.tally = self._saved
+        self._over_since = None
+        self.frame = self.game.load(state)
         self.say("loaded")
 
     def more_steps(self) -> None:

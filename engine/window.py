@@ -279,7 +279,7 @@ class PlayWindow:
         session, game = self.session, self.session.game
         p50, p99 = session.times.percentiles(TIMES_SHOWN)
         clock = "uncapped" if self._options.uncapped else f"of {self._options.fps or game.fps:.1f}"
-        return [
+        rows = [
             ("FPS", f"{session.times.fps():.1f} {clock}"),
             ("frame", f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"),
             ("steps", str(game.steps)),
@@ -287,6 +287,11 @@ class PlayWindow:
             ("game", f"{game.name}, {session.spawn_text}"),
             ("held", ", ".join(game.action_set.held(session.action)) or "-"),
         ]
+        if game.outcome is not None:
+            told = {name.rpartition("_")[2].lower(): value[0] for name, value in game.outcome.levels.items()}
+            rows.append(("score", session.tally.describe(game.outcome)))
+            rows.append(("reads", ", ".join(f"{name} {value:.0f}" for name, value in told.items()) or "-"))
+        return rows
 
 
 def _key_name(key: int) -> str:

@@ -1,8 +1,9 @@
 """Checkpoints: everything that a neural game needs, in a folder that is safe to load.
 
-``config.json``, ``autoencoder.safetensors``, ``denoiser.safetensors``, ``spawns.safetensors``,
-``metrics.json`` and ``README.md``. Spawns are stored as compressed bytes, weights as float16, in files of at most
-16 MiB (larger models are sharded with an index, as is usual). Loading is strict and runs no pickle.
+``config.json``, ``autoencoder.safetensors``, ``denoiser.safetensors``, ``spawns.safetensors``, ``metrics.json`` and
+``README.md``, and ``outcome.safetensors`` where the model tells rewards and ends. Spawns are stored as compressed
+bytes, weights as float16, in files of at most 16 MiB (larger models are sharded with an index, as is usual). Loading
+is strict and runs no pickle.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from agents.errors import ActionError, CheckpointError, GamengenError, OptionErr
 from gamengen.autoencoder import FACTOR, Autoencoder, AutoencoderConfig, check_frame_size
 from gamengen.denoiser import Denoiser, DenoiserConfig
 from gamengen.diffusion import SamplerConfig
+from gamengen.outcome import OutcomeConfig, OutcomeHead
 from recorder.recording import write_json
 
 FORMAT_VERSION = 1
@@ -55,6 +57,7 @@ class CheckpointConfig:
     training: dict[str, Any] = field(default_factory=dict)
     git_commit: str = ""
     notice: str = ""
+    outcome: OutcomeConfig | None = None
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -81,6 +84,7 @@ class Checkpoint:
     denoiser: Denoiser
     spawns: Spawns
     metrics: dict[str, Any]
+    outcome: OutcomeHead | None = None
 
 
 def shipped_checkpoints() -> list[str]:
@@ -115,15 +119,18 @@ def load_checkpoint(name: str | Path | None = None) -> Checkpoint:
     config = read_config(folder)
     try:
         autoencoder, denoiser = Autoencoder(config.autoencoder), Denoiser(config.denoiser)
+        outcome = OutcomeHead(config.outcome).eval() if config.outcome is not None else None
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         what = f"no model has the sizes in config.json ({' '.join(str(error).split())[:80]})"
         raise CheckpointError(what, folder / "config.json", "restore the file") from error
     _load_model(autoencoder, folder, "autoencoder")
     _load_model(denoiser, folder, "denoiser")
+    if outcome is not None:
+        _load_model(outcome, folder, "outcome")
     spawns = _load_spawns(folder, config)
     metrics_path = folder / "metrics.json"
     metrics = _read_json(metrics_path) if metrics_path.is_file() else {}
-    return Checkpoint(config, autoencoder.eval(), denoiser.eval(), spawns, metrics)
+    return Checkpoint(config, autoencoder.eval(), denoiser.eval(), spawns, metrics, outcome)
 
 
 def read_config(folder: Path) -> CheckpointConfig:
@@ -144,7 +151,10 @@ def read_config(folder: Path) -> CheckpointConfig:
             ("autoencoder", AutoencoderConfig),
             ("denoiser", DenoiserConfig),
             ("sampler", SamplerConfig),
+            ("outcome", OutcomeConfig),
         ):
+            if name == "outcome" and data.get(name) is None:
+                continue
             values: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in data[name].items()}
             data[name] = kind(**values)
         config = CheckpointConfig(**data)
@@ -171,6 +181,11 @@ def _check_config(config: CheckpointConfig) -> None:
         raise ValueError("the action set does not fit the denoiser")
     if config.autoencoder.channels != config.denoiser.channels:
         raise ValueError("the autoencoder does not fit the denoiser")
+    outcome, sizes = config.outcome, (config.height // FACTOR, config.width // FACTOR)
+    if outcome is not None and (outcome.channels, outcome.actions, outcome.height, outcome.width) != (
+        config.denoiser.channels, config.denoiser.actions, *sizes
+    ):  # fmt: skip
+        raise ValueError("the outcome head does not fit the denoiser")
     if config.autoencoder.compensation not in (0, config.denoiser.context * config.denoiser.actions):
         raise ValueError("the decoder does not see the actions that the denoiser sees")
 
@@ -189,7 +204,10 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, card: str) -> None:
         write_json(partial / "config.json", checkpoint.config.to_json())
         write_json(partial / "metrics.json", checkpoint.metrics)
         (partial / "README.md").write_text(card)
-        for name, model in (("autoencoder", checkpoint.autoencoder), ("denoiser", checkpoint.denoiser)):
+        models: dict[str, nn.Module] = {"autoencoder": checkpoint.autoencoder, "denoiser": checkpoint.denoiser}
+        if checkpoint.outcome is not None:
+            models["outcome"] = checkpoint.outcome
+        for name, model in models.items():
             half = {key: value.detach().half().cpu().contiguous() for key, value in model.state_dict().items()}
             _save_tensors(half, partial, name)
         latents = checkpoint.spawns.latents.float() / _spawn_unit(checkpoint.config.denoiser.channels)

@@ -15,7 +15,7 @@ import tyro
 from agents.errors import OptionError
 from gamengen.collect_commands import AgentEvaluate, AgentTrain, DataExport, DataInfo, DataPreview, DataVerify
 from gamengen.evaluate_commands import CheckpointName, ConvertLpips, Evaluate, Json
-from gamengen.train_commands import TrainAutoencoder, TrainDecoder, TrainDenoiser, TrainDistill
+from gamengen.train_commands import TrainAutoencoder, TrainDecoder, TrainDenoiser, TrainDistill, TrainOutcome
 
 if TYPE_CHECKING:
     from engine.frame_times import PlaySummary
@@ -39,6 +39,7 @@ __all__ = [
     "TrainDecoder",
     "TrainDenoiser",
     "TrainDistill",
+    "TrainOutcome",
 ]
 
 MIX = "scripted:0.6,random:0.4"

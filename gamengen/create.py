@@ -1,4 +1,4 @@
-"""One command makes a game: record, autoencoder, latents, denoiser, student, decoder, evaluation, checkpoint.
+"""One command makes a game: record, autoencoder, latents, denoiser, student, decoder, outcome, checkpoint.
 
 Each stage leaves its result in the work folder and is skipped when that is there, so a run that was
 killed goes on where it stopped.
@@ -31,12 +31,14 @@ from gamengen.evaluation.options import QUICK, EvaluateOptions
 from gamengen.evaluation.results import summarise
 from gamengen.presets import find_preset
 from gamengen.stages import (
+    Networks,
     Stage,
     encode,
     finish_checkpoint,
     fit_autoencoder,
     fit_decoder,
     fit_denoiser,
+    fit_outcome,
     fit_student,
 )
 from gamengen.train_student import STUDENT_RATES, STUDENT_STEPS
@@ -128,6 +130,7 @@ class Plan:
     denoiser_minutes: float
     distill_minutes: float
     decoder_minutes: float
+    outcome_minutes: float
     evaluate_seconds: float
 
 
@@ -158,16 +161,19 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
         training, teacher = TrainOptions(plan.distill_minutes, None, *STUDENT_RATES, seed=options.seed), denoiser
         denoiser = work.timed("student", lambda: fit_student(stage, autoencoder, teacher, latents, training))
         sampler = SamplerConfig(STUDENT_STEPS)
+    plain = autoencoder
     if plan.decoder_minutes > 0:
         refining = TrainOptions(minutes=plan.decoder_minutes, muon_lr=0.01, adam_lr=5e-4, seed=options.seed)
-        plain = autoencoder
         autoencoder = work.timed("decoder", lambda: fit_decoder(stage, plain, denoiser, latents, refining))
+    telling = TrainOptions(minutes=plan.outcome_minutes, adam_lr=1e-3, seed=options.seed)
+    outcome = work.timed("outcome", lambda: fit_outcome(stage, plain, latents, telling))
     windows, rollouts = (64, 4) if minutes < 10 else (256, 16)
     scope = EvaluateOptions(windows, rollouts, PLAYED_FRAMES, QUICK, options.seed)
     took = {name: round(seconds / 60, 1) for name, seconds in work.stages.items()}
+    networks = Networks(autoencoder, denoiser, sampler, outcome)
     metrics = work.timed(
         "evaluate",
-        lambda: finish_checkpoint(stage, autoencoder, denoiser, latents, options.out, took, scope, sampler),
+        lambda: finish_checkpoint(stage, networks, latents, options.out, took, scope),
     )
     return {
         "checkpoint": str(options.out),
@@ -189,7 +195,7 @@ def make_plan(options: CreateOptions, device: str, warm: bool) -> Plan:
     encode = frames / ENCODED_PER_SECOND[device]
     evaluate = min(120.0, EVALUATION_SHARE * total)
     training = max(total - record - encode - evaluate, 0.3 * total) / 60
-    shares = (0.2, 0.55, 0.1, 0.15) if warm else (0.27, 0.48, 0.1, 0.15)
+    shares = (0.2, 0.52, 0.1, 0.15, 0.03) if warm else (0.27, 0.45, 0.1, 0.15, 0.03)
     return Plan(
         frames,
         record,
@@ -198,6 +204,7 @@ def make_plan(options: CreateOptions, device: str, warm: bool) -> Plan:
         options.denoiser_minutes or shares[1] * training,
         options.distill_minutes if options.distill_minutes is not None else shares[2] * training,
         options.decoder_minutes if options.decoder_minutes is not None else shares[3] * training,
+        shares[4] * training,
         evaluate,
     )
 
@@ -281,7 +288,8 @@ def _announce(options: CreateOptions, plan: Plan, work: Path, device: torch.devi
         f"plan: {plan.frames:,} frames recorded in {plan.record_seconds:.0f} s, autoencoder "
         f"{plan.autoencoder_minutes:.1f} min, encoding {plan.encode_seconds:.0f} s, denoiser about "
         f"{plan.denoiser_minutes:.1f} min, distillation {plan.distill_minutes:.1f} min, "
-        f"decoder {plan.decoder_minutes:.1f} min, evaluation {plan.evaluate_seconds:.0f} s\n"
+        f"decoder {plan.decoder_minutes:.1f} min, outcome {plan.outcome_minutes:.1f} min, "
+        f"evaluation {plan.evaluate_seconds:.0f} s\n"
         f"work folder {work}: run the same command again to go on after a stop",
         highlight=False,
     )
@@ -316,5 +324,9 @@ def _record(options: CreateOptions, plan: Plan, work: Path) -> Recording:
 def _denoiser_minutes(options: CreateOptions, plan: Plan, work: _Work) -> float:
     if options.denoiser_minutes is not None:
         return options.denoiser_minutes
-    left = 60 * (options.minutes - plan.distill_minutes - plan.decoder_minutes) - work.seconds() - plan.evaluate_seconds
+    left = (
+        60 * (options.minutes - plan.distill_minutes - plan.decoder_minutes - plan.outcome_minutes)
+        - work.seconds()
+        - plan.evaluate_seconds
+    )
     return max(left / 60, 0.5 * plan.denoiser_minutes)

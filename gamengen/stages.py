@@ -1,7 +1,7 @@
-"""The stages of making a game, each resumable: autoencoder, latents, denoiser, student, decoder, checkpoint.
+"""The stages of making a game, each resumable: autoencoder, latents, denoiser, student, decoder, outcome, checkpoint.
 
 All of them keep what they make in one work folder: ``autoencoder/``, ``latents/``, ``denoiser/``,
-``student/``, ``decoder/`` and ``evaluation/``.
+``student/``, ``decoder/``, ``outcome/`` and ``evaluation/``.
 """
 
 from __future__ import annotations
@@ -21,18 +21,15 @@ from gamengen.checkpoints import (
     Checkpoint,
     CheckpointConfig,
     Spawns,
-    check_writable,
     git_commit,
-    load_checkpoint,
     load_fitting,
     save_checkpoint,
 )
 from gamengen.denoiser import Denoiser
-from gamengen.devices import Model, choose_device, describe_device, place
+from gamengen.devices import Model, describe_device, place
 from gamengen.diffusion import SamplerConfig
 from gamengen.evaluation.evaluate import evaluate_checkpoint
-from gamengen.evaluation.options import QUICK, EvaluateOptions
-from gamengen.evaluation.results import summarise
+from gamengen.evaluation.options import EvaluateOptions
 from gamengen.evaluation.windows import unseen_episodes
 from gamengen.latents import (
     LatentEpisodes,
@@ -43,16 +40,18 @@ from gamengen.latents import (
     window_starts,
 )
 from gamengen.model_card import write_card
+from gamengen.outcome import OutcomeHead
 from gamengen.presets import find_preset
 from gamengen.train_autoencoder import POOL_FRAMES, AutoencoderTask, load_frame_pool
 from gamengen.train_decoder import CAMERA_PAIRS, DecoderTask, Footage, find_footage
 from gamengen.train_denoiser import DenoiserTask
-from gamengen.train_student import STUDENT_STEPS, StudentTask
+from gamengen.train_outcome import OutcomeTask, find_results, outcome_config
+from gamengen.train_student import StudentTask
 from gamengen.training import Trainer, TrainOptions, load_finished
 from recorder.recording import Recording, write_json
 
-BATCH = {"autoencoder": 16, "denoiser": 16, "student": 16, "decoder": 8}
-STAGES = ("autoencoder", "denoiser", "student", "decoder")
+BATCH = {"autoencoder": 16, "denoiser": 16, "student": 16, "decoder": 8, "outcome": 128}
+STAGES = ("autoencoder", "denoiser", "student", "decoder", "outcome")
 CUDA_BATCH_FACTOR = 8  # a GPU is only busy with many samples at once
 SPAWNS = 8
 SPAWN_CANDIDATES = 256
@@ -105,7 +104,7 @@ def fit_decoder(
     actions = denoiser.config.context * denoiser.config.actions
     model = place(Autoencoder(replace(autoencoder.config, compensation=actions)), stage.device)
     folder = stage.work / "decoder"
-    _check_same_denoiser(folder, denoiser)
+    _check_made_for(folder, "denoiser", denoiser)
     if not load_finished(model, folder, options):
         if stage.init is not None and stage.init.autoencoder.compensation is not None:
             assert model.compensation is not None
@@ -120,11 +119,12 @@ def fit_decoder(
     return model.eval()
 
 
-def _check_same_denoiser(folder: Path, denoiser: Denoiser) -> None:
-    path, own = folder / "denoiser.json", {"denoiser": weights_hash(denoiser)}
+def _check_made_for(folder: Path, part: str, model: nn.Module) -> None:
+    """See that what ``folder`` holds was trained for this very ``part`` of the model, and note that it is."""
+    path, own = folder / f"{part}.json", {part: weights_hash(model)}
     try:
         if path.is_file() and json.loads(path.read_text()) != own:
-            what = f"the {folder.name} in the work folder was trained for another denoiser"
+            what = f"the {folder.name} in the work folder was trained for another {part}"
             raise CheckpointError(what, folder, "delete this folder to train it anew")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, own)
@@ -159,7 +159,7 @@ def load_student(stage: Stage, denoiser: Denoiser) -> Denoiser | None:
     """
     if not (stage.work / "student" / "final.safetensors").is_file():
         return None
-    _check_same_denoiser(stage.work / "student", denoiser)
+    _check_made_for(stage.work / "student", "denoiser", denoiser)
     return _load_stage(_fresh_denoiser(stage), stage, "student")
 
 
@@ -198,7 +198,7 @@ def fit_student(
     """Distil ``denoiser`` into a student for one step, or load the student where that is done."""
     torch.manual_seed(stage.seed + 3)
     model, folder = _fresh_denoiser(stage), stage.work / "student"
-    _check_same_denoiser(folder, denoiser)
+    _check_made_for(folder, "denoiser", denoiser)
     if not load_finished(model, folder, options):
         model.load_state_dict(denoiser.state_dict())
         task = StudentTask(model, denoiser, autoencoder, *latents, stage.seed + 3, stage.batch("student"))
@@ -206,20 +206,59 @@ def fit_student(
     return model.eval()
 
 
+def fit_outcome(
+    stage: Stage, autoencoder: Autoencoder, latents: tuple[LatentEpisodes, LatentEpisodes], options: TrainOptions
+) -> OutcomeHead:
+    """Train the outcome head, or load it where this budget is spent already."""
+    torch.manual_seed(stage.seed + 4)
+    task, folder = _outcome_task(stage, autoencoder, latents), stage.work / "outcome"
+    if not load_finished(task.model, folder, options):
+        Trainer(task, options, folder).run()
+    return task.head.eval()
+
+
+def load_outcome(
+    stage: Stage, autoencoder: Autoencoder, latents: tuple[LatentEpisodes, LatentEpisodes]
+) -> OutcomeHead | None:
+    """The outcome head that an earlier stage left in the work folder, or None."""
+    if not (stage.work / "outcome" / "final.safetensors").is_file():
+        return None
+    return _load_stage(_outcome_task(stage, autoencoder, latents).head, stage, "outcome")
+
+
+def _outcome_task(
+    stage: Stage, autoencoder: Autoencoder, latents: tuple[LatentEpisodes, LatentEpisodes]
+) -> OutcomeTask:
+    _check_made_for(stage.work / "outcome", "encoder", autoencoder.encoder)
+    config = outcome_config(stage.recording, latents[0])
+    head = place(OutcomeHead(config), stage.device)
+    train, held_out = zip(latents, find_results(stage.recording, config), strict=True)
+    return OutcomeTask(head, train, held_out, stage.seed + 4, stage.batch("outcome"))
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What a checkpoint is made of, and the sampler that it is meant for."""
+
+    autoencoder: Autoencoder
+    denoiser: Denoiser
+    sampler: SamplerConfig
+    outcome: OutcomeHead | None = None
+
+
 def finish_checkpoint(
     stage: Stage,
-    autoencoder: Autoencoder,
-    denoiser: Denoiser,
+    networks: Networks,
     latents: tuple[LatentEpisodes, LatentEpisodes],
     out: Path,
     minutes: dict[str, float],
     scope: EvaluateOptions,
-    sampler: SamplerConfig,
 ) -> dict[str, Any]:
     """Evaluate and write the checkpoint; returns its metrics.
 
-    ``minutes`` says what each stage took, for the model card; ``sampler`` is what the checkpoint is meant for.
+    ``minutes`` says what each stage took, for the model card.
     """
+    autoencoder, denoiser, outcome = networks.autoencoder, networks.denoiser, networks.outcome
     header, infos = stage.recording.header, stage.recording.episodes()
     seeds = [info.seed for info in infos]
     data = {
@@ -239,11 +278,12 @@ def finish_checkpoint(
     }
     config = CheckpointConfig(
         out.name, header.spec, stage.preset, header.action_set, header.height, header.width, header.frame_skip,
-        header.fps, autoencoder.config, denoiser.config, sampler, data, training, git_commit(), header.notice,
+        header.fps, autoencoder.config, denoiser.config, networks.sampler, data, training, git_commit(),
+        header.notice, outcome.config if outcome is not None else None,
     )  # fmt: skip
     train, _ = find_footage(stage.recording, latents)
     spawns = choose_spawns(train, denoiser.config.context, bool(autoencoder.config.compensation), stage.seed)
-    checkpoint = Checkpoint(config, autoencoder, denoiser, spawns, {})
+    checkpoint = Checkpoint(config, autoencoder, denoiser, spawns, {}, outcome)
     # Where the game's episodes are short, so are the free plays: it is no reason to fail at the very end.
     longest = max(info.frames for info in unseen_episodes(checkpoint, stage.recording))
     room = max(1, longest - denoiser.config.context)
@@ -275,70 +315,6 @@ def choose_spawns(footage: Footage, context: int, frames: bool, seed: int) -> Sp
     return Spawns(latents[chosen].half().cpu(), actions[chosen].float().cpu(), shown)
 
 
-def train_autoencoder(
-    data: Path, work: Path, preset: str, init: str | None, options: TrainOptions, device: str
-) -> dict[str, Any]:
-    """``gamengen train autoencoder``: returns the last held-out figures."""
-    stage = _stage(data, work, preset, init, options, device)
-    fit_autoencoder(stage, options)
-    return {"device": describe_device(stage.device), **_last_figures(work / "autoencoder")}
-
-
-def train_denoiser(
-    data: Path, work: Path, out: Path, preset: str, init: str | None, options: TrainOptions, device: str
-) -> dict[str, Any]:
-    """``gamengen train denoiser``: trains, evaluates and writes the checkpoint."""
-    check_writable(out)
-    stage = _stage(data, work, preset, init, options, device)
-    autoencoder = load_autoencoder(stage)
-    latents = encode(stage, autoencoder)
-    denoiser = fit_denoiser(stage, autoencoder, latents, options)
-    return _write_stage(stage, autoencoder, denoiser, latents, out, SamplerConfig(), STAGES[:2])
-
-
-def distill(
-    data: Path, work: Path, out: Path, preset: str, init: str | None, options: TrainOptions, device: str
-) -> dict[str, Any]:
-    """``gamengen train distill``: trains a student, evaluates and writes the checkpoint."""
-    check_writable(out)
-    stage = _stage(data, work, preset, init, options, device)
-    autoencoder, denoiser = load_autoencoder(stage), load_denoiser(stage)
-    latents = encode(stage, autoencoder)
-    student = fit_student(stage, autoencoder, denoiser, latents, options)
-    return _write_stage(stage, autoencoder, student, latents, out, SamplerConfig(STUDENT_STEPS), STAGES[:3])
-
-
-def train_decoder(
-    data: Path, work: Path, out: Path, preset: str, init: str | None, options: TrainOptions, device: str
-) -> dict[str, Any]:
-    """``gamengen train decoder``: trains, evaluates and writes the checkpoint."""
-    check_writable(out)
-    stage = _stage(data, work, preset, init, options, device)
-    plain, denoiser = load_autoencoder(stage), load_denoiser(stage)
-    latents = encode(stage, plain)
-    student = load_student(stage, denoiser)
-    names = tuple(name for name in STAGES if name != "student" or student is not None)
-    sampler = SamplerConfig() if student is None else SamplerConfig(STUDENT_STEPS)
-    played = student or denoiser
-    autoencoder = fit_decoder(stage, plain, played, latents, options)
-    return _write_stage(stage, autoencoder, played, latents, out, sampler, names)
-
-
-def _write_stage(
-    stage: Stage,
-    autoencoder: Autoencoder,
-    denoiser: Denoiser,
-    latents: tuple[LatentEpisodes, LatentEpisodes],
-    out: Path,
-    sampler: SamplerConfig,
-    names: tuple[str, ...],
-) -> dict[str, Any]:
-    minutes = {name: round(_last_figures(stage.work / name).get("seconds", 0.0) / 60, 1) for name in names}
-    scope = EvaluateOptions(64, 4, 64, QUICK)
-    metrics = finish_checkpoint(stage, autoencoder, denoiser, latents, out, minutes, scope, sampler)
-    return {"checkpoint": str(out), "device": describe_device(stage.device), **summarise(metrics)}
-
-
 def _fresh_denoiser(stage: Stage) -> Denoiser:
     actions = stage.recording.header.action_set.size
     return place(Denoiser(replace(find_preset(stage.preset).denoiser, actions=actions)), stage.device)
@@ -356,17 +332,3 @@ def _start_from(model: nn.Module, source: nn.Module, stage: Stage) -> None:
         assert stage.init is not None
         what = f"nothing of the checkpoint fits the preset {stage.preset}: it is {stage.init.config.preset}"
         raise CheckpointError(what, stage.init.config.name, "give that --preset, or leave --init out")
-
-
-def _stage(data: Path, work: Path, preset: str, init: str | None, options: TrainOptions, device: str) -> Stage:
-    find_preset(preset)
-    chosen = choose_device(device)
-    start = load_checkpoint(init) if init is not None else None
-    return Stage(Recording.open(data), work, preset, chosen, start, options.seed)
-
-
-def _last_figures(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    except (OSError, ValueError, IndexError) as error:
-        raise DataError(f"cannot read the training log ({error})", folder, "train this stage again") from error

@@ -1,4 +1,5 @@
-"""The commands that train one stage: ``gamengen train autoencoder``, ``denoiser``, ``distill`` and ``decoder``."""
+"""The commands that train one stage: ``gamengen train autoencoder``, ``denoiser``, ``distill``, ``decoder``
+and ``outcome``."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ class TrainAutoencoder(_Training):
 
     def run(self) -> dict[str, Any]:
         """Train."""
-        from gamengen.stages import train_autoencoder
+        from gamengen.single_stages import train_autoencoder
 
         figures = train_autoencoder(self.data, self.out, self.preset, self.init, self.options(), self.device)
         return {"folder": str(self.out / "autoencoder"), **figures}
@@ -77,7 +78,7 @@ class TrainDenoiser(_Training):
 
     def run(self) -> dict[str, Any]:
         """Train."""
-        from gamengen.stages import train_denoiser
+        from gamengen.single_stages import train_denoiser
 
         return train_denoiser(self.data, self.work, self.out, self.preset, self.init, self.options(), self.device)
 
@@ -102,7 +103,7 @@ class TrainDistill(_Training):
 
     def run(self) -> dict[str, Any]:
         """Train."""
-        from gamengen.stages import distill
+        from gamengen.single_stages import distill
 
         return distill(self.data, self.work, self.out, self.preset, self.init, self.options(), self.device)
 
@@ -126,6 +127,29 @@ class TrainDecoder(_Training):
 
     def run(self) -> dict[str, Any]:
         """Train."""
-        from gamengen.stages import train_decoder
+        from gamengen.single_stages import train_decoder
 
         return train_decoder(self.data, self.work, self.out, self.preset, self.init, self.options(), self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOutcome(_Training):
+    """Train the outcome head: reward, the game's end, health and ammunition, read from latents. Run again, it goes on.
+
+    The work folder holds what gamengen train autoencoder made there; gamengen train decoder puts the head into the
+    checkpoint.
+
+    Example: gamengen train outcome --data data/center --work runs/center --minutes 3
+    """
+
+    work: Path
+    """Work folder with a trained autoencoder; the head lies in its sub-folder outcome/."""
+    adam_lr: float = 1e-3
+    """Learning rate of everything else."""
+
+    def run(self) -> dict[str, Any]:
+        """Train."""
+        from gamengen.single_stages import train_outcome
+
+        figures = train_outcome(self.data, self.work, self.preset, self.init, self.options(), self.device)
+        return {"folder": str(self.work / "outcome"), **figures}

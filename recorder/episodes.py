@@ -229,6 +229,17 @@ def read_actions(path: Path) -> np.ndarray:
         return np.asarray(file["actions"][:])
 
 
+def read_results(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read the rewards (N,) and variables (N, V) of an episode, and no frame.
+
+    Raises:
+        DataError: the file is missing, truncated, foreign or of another version.
+    """
+    with _open(path) as file:
+        _info(path, file)
+        return np.asarray(file["rewards"][:]), np.asarray(file["variables"][:])
+
+
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
     remedy = "delete this file, then record again into the same folder; gamengen data verify finds all such files"

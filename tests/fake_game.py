@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agents.actions import ActionSet
+from gamengen.outcome import Outcome
 
 DEFEND = ActionSet(("TURN_LEFT", "TURN_RIGHT", "ATTACK"))
 
@@ -32,6 +33,8 @@ class FakeGame:
         self.actions: list[np.ndarray] = []  # all that was ever played
         self.spawn, self.number, self.angle = 0, 0, 0
         self.held = action_set.rest
+        self.outcome: Outcome | None = None
+        self.ended = np.array([False])
         self._rng = np.random.default_rng(0)
 
     @property

@@ -22,8 +22,9 @@ from engine.game import NeuralGame
 from gamengen.checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
 from gamengen.cli import main
 from gamengen.create import CreateOptions, create_game, make_plan
+from gamengen.evaluation.results import summarise
 from gamengen.latents import weights_hash
-from gamengen.stages import distill, summarise, train_autoencoder, train_decoder, train_denoiser
+from gamengen.single_stages import distill, train_autoencoder, train_decoder, train_denoiser, train_outcome
 from gamengen.training import TrainOptions
 from recorder.recording import Recording
 
@@ -54,7 +55,7 @@ def options(out: Path, **changes: Any) -> CreateOptions:
 def test_what_create_leaves(tiny_work: Path, basic_recording: Path) -> None:
     summary = json.loads((tiny_work / "summary.json").read_text())
     assert summary["play"] == f"gamengen play --checkpoint {summary['checkpoint']}"
-    stages = ["record", "autoencoder", "encode", "denoiser", "student", "decoder", "evaluate"]
+    stages = ["record", "autoencoder", "encode", "denoiser", "student", "decoder", "outcome", "evaluate"]
     assert list(summary["stages_seconds"]) == stages
     assert summary["minutes"] > 0
     assert summary["frames"] == sum(info.frames for info in Recording.open(basic_recording).episodes())
@@ -74,7 +75,8 @@ def test_what_create_leaves(tiny_work: Path, basic_recording: Path) -> None:
     for text in ("doom/basic", "MOVE_LEFT", "teacher-forced, 4 steps", "Freedoom", "fresh weights"):
         assert text in card
     assert config.sampler.steps == 1, "it is distilled"
-    for stage in ("autoencoder", "denoiser", "student", "decoder"):
+    assert config.outcome is not None and config.outcome.levels[-1:] == ("SELECTED_WEAPON_AMMO",)
+    for stage in ("autoencoder", "denoiser", "student", "decoder", "outcome"):
         folder = tiny_work / "work" / stage
         assert {"state.pt", "final.safetensors", "metrics.jsonl"} <= {path.name for path in folder.iterdir()}
         assert list(folder.glob("events.out.tfevents.*"))
@@ -127,10 +129,13 @@ def test_stages_by_hand(make_recording: Make, tmp_path: Path) -> None:
 
     shutil.rmtree(work / "decoder")
     distill(data, work, tmp_path / "quick", "tiny", None, few, "cpu")
+    assert train_outcome(data, work, "tiny", None, few, "cpu")["step"] == 3
     train_decoder(data, work, tmp_path / "both", "tiny", None, few, "cpu")
     quick, both = load_checkpoint(tmp_path / "quick"), load_checkpoint(tmp_path / "both")
     assert (plain.config.sampler.steps, quick.config.sampler.steps, both.config.sampler.steps) == (4, 1, 1)
-    assert list(both.config.training["minutes"]) == ["autoencoder", "denoiser", "student", "decoder"]
+    assert list(both.config.training["minutes"]) == ["autoencoder", "denoiser", "student", "decoder", "outcome"]
+    assert (sharp.outcome, quick.outcome) == (None, None)
+    assert NeuralGame(both, "cpu").tells_outcome
     assert weights_hash(plain.denoiser) != weights_hash(quick.denoiser) == weights_hash(both.denoiser)
 
     train_denoiser(data, work, tmp_path / "game", "tiny", None, TrainOptions(steps=4), "cpu")
@@ -300,6 +305,7 @@ def test_options_out_of_range(changes: dict[str, Any], flag: str) -> None:
 def test_a_plan_spends_the_budget(minutes: float, device: str, warm: bool) -> None:
     plan = make_plan(options(Path("out"), data=None, minutes=minutes), device, warm)
     training = plan.autoencoder_minutes + plan.denoiser_minutes + plan.distill_minutes + plan.decoder_minutes
+    training += plan.outcome_minutes
     total = training + (plan.record_seconds + plan.encode_seconds + plan.evaluate_seconds) / 60
     assert training >= 0.3 * minutes - 1e-9
     if minutes > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,15 @@ from gymnasium.utils.env_checker import check_env
 
 from agents.errors import OptionError
 from engine.environment import NeuralGameEnv
+from gamengen.checkpoints import Checkpoint
 
 
 def test_gymnasium_finds_no_fault(tiny: Path) -> None:
     check_env(NeuralGameEnv(tiny, "cpu", 1, max_frames=20), skip_render_check=True)
 
 
-def test_it_ends_by_truncation_alone_and_says_why_there_is_no_reward(tiny: Path) -> None:
-    env = NeuralGameEnv(tiny, "cpu", 1, max_frames=3)
+def test_without_an_outcome_head_it_ends_by_truncation_alone_and_says_so(made_up: Callable[..., Checkpoint]) -> None:
+    env = NeuralGameEnv(made_up(), "cpu", 1, max_frames=3)
     _, info = env.reset(seed=4, options={"spawn": 0})
     assert info["spawn"] == 0 and "not predicted" in info["outcome"]
     steps = [env.step(env.action_set.rest) for _ in range(3)]

@@ -26,7 +26,7 @@ HEAVY = {
     "h5py": {"recorder/episodes.py"},
     "hdf5plugin": {"recorder/episodes.py"},
     "matplotlib": {"gamengen/evaluation/plots.py"},
-    "torchmetrics": {"gamengen/evaluation/similarity.py"},
+    "torchmetrics": {"gamengen/evaluation/similarity.py", "gamengen/train_outcome.py"},
     "tensorboard": set(),
     "tyro": FRONT_DESK,
 }

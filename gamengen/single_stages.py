@@ -1,0 +1,123 @@
+"""Each stage of making a game as a command of its own: ``gamengen train ...``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from agents.errors import DataError
+from gamengen.checkpoints import check_writable, load_checkpoint
+from gamengen.devices import choose_device, describe_device
+from gamengen.diffusion import SamplerConfig
+from gamengen.evaluation.options import QUICK, EvaluateOptions
+from gamengen.evaluation.results import summarise
+from gamengen.latents import LatentEpisodes
+from gamengen.presets import find_preset
+from gamengen.stages import (
+    STAGES,
+    Networks,
+    Stage,
+    encode,
+    finish_checkpoint,
+    fit_autoencoder,
+    fit_decoder,
+    fit_denoiser,
+    fit_outcome,
+    fit_student,
+    load_autoencoder,
+    load_denoiser,
+    load_outcome,
+    load_student,
+)
+from gamengen.train_student import STUDENT_STEPS
+from gamengen.training import TrainOptions
+from recorder.recording import Recording
+
+
+def train_autoencoder(
+    data: Path, work: Path, preset: str, init: str | None, options: TrainOptions, device: str
+) -> dict[str, Any]:
+    """``gamengen train autoencoder``: returns the last held-out figures."""
+    stage = _stage(data, work, preset, init, options, device)
+    fit_autoencoder(stage, options)
+    return {"device": describe_device(stage.device), **_last_figures(work / "autoencoder")}
+
+
+def train_denoiser(
+    data: Path, work: Path, out: Path, preset: str, init: str | None, options: TrainOptions, device: str
+) -> dict[str, Any]:
+    """``gamengen train denoiser``: trains, evaluates and writes the checkpoint."""
+    check_writable(out)
+    stage = _stage(data, work, preset, init, options, device)
+    autoencoder = load_autoencoder(stage)
+    latents = encode(stage, autoencoder)
+    denoiser = fit_denoiser(stage, autoencoder, latents, options)
+    return _write_stage(stage, Networks(autoencoder, denoiser, SamplerConfig()), latents, out, STAGES[:2])
+
+
+def distill(
+    data: Path, work: Path, out: Path, preset: str, init: str | None, options: TrainOptions, device: str
+) -> dict[str, Any]:
+    """``gamengen train distill``: trains a student, evaluates and writes the checkpoint."""
+    check_writable(out)
+    stage = _stage(data, work, preset, init, options, device)
+    autoencoder, denoiser = load_autoencoder(stage), load_denoiser(stage)
+    latents = encode(stage, autoencoder)
+    student = fit_student(stage, autoencoder, denoiser, latents, options)
+    networks = Networks(autoencoder, student, SamplerConfig(STUDENT_STEPS))
+    return _write_stage(stage, networks, latents, out, STAGES[:3])
+
+
+def train_decoder(
+    data: Path, work: Path, out: Path, preset: str, init: str | None, options: TrainOptions, device: str
+) -> dict[str, Any]:
+    """``gamengen train decoder``: trains, evaluates and writes the checkpoint."""
+    check_writable(out)
+    stage = _stage(data, work, preset, init, options, device)
+    plain, denoiser = load_autoencoder(stage), load_denoiser(stage)
+    latents = encode(stage, plain)
+    student = load_student(stage, denoiser)
+    played = student or denoiser
+    sampler = SamplerConfig() if student is None else SamplerConfig(STUDENT_STEPS)
+    autoencoder = fit_decoder(stage, plain, played, latents, options)
+    outcome = load_outcome(stage, plain, latents)
+    missing = {"student": student, "outcome": outcome}
+    names = tuple(name for name in STAGES if missing.get(name, played) is not None)
+    return _write_stage(stage, Networks(autoencoder, played, sampler, outcome), latents, out, names)
+
+
+def train_outcome(
+    data: Path, work: Path, preset: str, init: str | None, options: TrainOptions, device: str
+) -> dict[str, Any]:
+    """``gamengen train outcome``: returns the last held-out figures."""
+    stage = _stage(data, work, preset, init, options, device)
+    autoencoder = load_autoencoder(stage)
+    fit_outcome(stage, autoencoder, encode(stage, autoencoder), options)
+    return {"device": describe_device(stage.device), **_last_figures(work / "outcome")}
+
+
+def _write_stage(
+    stage: Stage,
+    networks: Networks,
+    latents: tuple[LatentEpisodes, LatentEpisodes],
+    out: Path,
+    names: tuple[str, ...],
+) -> dict[str, Any]:
+    minutes = {name: round(_last_figures(stage.work / name).get("seconds", 0.0) / 60, 1) for name in names}
+    metrics = finish_checkpoint(stage, networks, latents, out, minutes, EvaluateOptions(64, 4, 64, QUICK))
+    return {"checkpoint": str(out), "device": describe_device(stage.device), **summarise(metrics)}
+
+
+def _stage(data: Path, work: Path, preset: str, init: str | None, options: TrainOptions, device: str) -> Stage:
+    find_preset(preset)
+    chosen = choose_device(device)
+    start = load_checkpoint(init) if init is not None else None
+    return Stage(Recording.open(data), work, preset, chosen, start, options.seed)
+
+
+def _last_figures(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    except (OSError, ValueError, IndexError) as error:
+        raise DataError(f"cannot read the training log ({error})", folder, "train this stage again") from error
