@@ -20,7 +20,7 @@ from recorder.recording import Recording, split_held_out
 LATENT_NOISE = 0.3  # at most: generated latents are not as clean as encoded ones
 LEVELS = ("HEALTH", "ARMOR", "SELECTED_WEAPON_AMMO")  # what Doom's score bar shows
 COUNTERS = ("KILLCOUNT",)
-HELD_OUT_FRAMES = 4096
+MOST_SCORED = 16_384  # frames: all of a few thousand, and a part of many
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,13 @@ def find_results(recording: Recording, config: OutcomeConfig) -> tuple[Results, 
     parts = split_held_out([info.path for info in recording.episodes()])
     ended = {info.path: info.terminated for info in recording.episodes()}
     names = recording.episodes()[0].variable_names
-    return (_read(parts[0], ended, names, config), _read(parts[1], ended, names, config))
+    return (read_all_results(parts[0], ended, names, config), read_all_results(parts[1], ended, names, config))
 
 
-def _read(paths: list[Path], ended: dict[Path, bool], names: tuple[str, ...], config: OutcomeConfig) -> Results:
+def read_all_results(
+    paths: list[Path], ended: dict[Path, bool], names: tuple[str, ...], config: OutcomeConfig
+) -> Results:
+    """The results of the episodes ``paths``, laid end to end; ``ended`` says which ended by themselves."""
     columns: dict[str, list[np.ndarray]] = {"rewards": [], "ends": [], "rises": [], "levels": []}
     usable, first = [], 0
     for path in paths:
@@ -131,41 +134,50 @@ class OutcomeTask(Task):
         return loss
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Accuracy on held-out frames.
-
-        ``reward_error`` and ``HEALTH_error`` (of each level) are mean absolute errors, ``reward_error_zero`` that of
-        answering 0. ``ends_auc`` and ``KILLCOUNT_auc`` are areas under the ROC curve; ``ends_expected`` and the like
-        are what is expected in all against what happened: 1 is right.
-        """
-        from torchmetrics.functional.classification import binary_auroc
-
-        usable = self._held_out[1].usable
-        picks = torch.from_numpy(usable[:: max(1, len(usable) // HELD_OUT_FRAMES)])
-        # All the ends are looked at, wherever they fall between the picks: there are few.
-        ends = self._held_out[1].ends.nonzero()[:, 0]
-        picks = torch.cat([picks, ends[~torch.isin(ends, picks) & torch.isin(ends, torch.from_numpy(usable))]])
-        truth = self._held_out[1]
-        found = [self.head.read(*self._inputs(self._held_out[0], part)) for part in picks.split(512)]
-        reward = np.concatenate([part.reward for part in found])
-        wanted = truth.rewards[picks].numpy()
-        figures = {
-            "reward_error": float(np.abs(reward - wanted).mean()),
-            "reward_error_zero": float(np.abs(wanted).mean()),
-        }
-        events = {"ends": (np.concatenate([part.ends for part in found]), truth.ends[picks].numpy())}
-        for n, name in enumerate(self.head.config.counters):
-            events[name] = (np.concatenate([part.rises[name] for part in found]), truth.rises[picks, n].numpy())
-        for name, (chance, happened) in events.items():
-            if 0 < happened.sum() < len(happened):
-                area = binary_auroc(torch.from_numpy(chance), torch.from_numpy(happened).long())
-                figures[f"{name}_auc"] = float(area)
-                figures[f"{name}_expected"] = float(chance.sum() / happened.sum())
-        for n, name in enumerate(self.head.config.levels):
-            told = np.concatenate([part.levels[name] for part in found])
-            real = truth.levels[picks, n].numpy() * self.head.config.scales[n]
-            figures[f"{name}_error"] = float(np.abs(told - real).mean())
-        return figures, {}
+        """Accuracy on held-out frames; see :func:`score_outcomes`."""
+        return score_outcomes(self.head, *self._held_out, self._device), {}
 
     def _inputs(self, episodes: LatentEpisodes, picks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        before, now = (episodes.latents[picks - back].float().to(self._device) for back in (1, 0))
-        return before, now, episodes.actions[picks - 1].to(self._device)
+        return step_inputs(episodes, picks, self._device)
+
+
+def step_inputs(
+    episodes: LatentEpisodes, picks: torch.Tensor, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The latents before the frames ``picks`` (B,) and at them, both (B, C, h, w), and the actions (B, A) between."""
+    before, now = (episodes.latents[picks - back].float().to(device) for back in (1, 0))
+    return before, now, episodes.actions[picks - 1].to(device)
+
+
+def score_outcomes(
+    head: OutcomeHead, episodes: LatentEpisodes, truth: Results, device: torch.device
+) -> dict[str, float]:
+    """How right a head is on frames of episodes.
+
+    Returns:
+        ``reward_error`` and ``HEALTH_error`` (of each level) are mean absolute errors, ``reward_error_zero`` that of
+        answering 0. ``ends_auc`` and ``KILLCOUNT_auc`` are areas under the ROC curve; ``ends_expected`` and the like
+        are what is expected in all, as a share of what happened: 1 is right.
+    """
+    from torchmetrics.functional.classification import binary_auroc
+
+    usable = truth.usable
+    picks = torch.from_numpy(usable[:: max(1, len(usable) // MOST_SCORED)])
+    found = [head.read(*step_inputs(episodes, part, device)) for part in picks.split(512)]
+    reward, wanted = np.concatenate([part.reward for part in found]), truth.rewards[picks].numpy()
+    figures = {
+        "reward_error": float(np.abs(reward - wanted).mean()),
+        "reward_error_zero": float(np.abs(wanted).mean()),
+    }
+    events = {"ends": (np.concatenate([part.ends for part in found]), truth.ends[picks])}
+    for n, name in enumerate(head.config.counters):
+        events[name] = (np.concatenate([part.rises[name] for part in found]), truth.rises[picks, n])
+    for name, (chance, happened) in events.items():
+        if 0 < happened.sum() < len(happened):
+            figures[f"{name}_auc"] = float(binary_auroc(torch.from_numpy(chance), happened.long()))
+            figures[f"{name}_expected"] = float(chance.sum() / happened.sum())
+    for n, name in enumerate(head.config.levels):
+        told = np.concatenate([part.levels[name] for part in found])
+        real = truth.levels[picks, n].numpy() * head.config.scales[n]
+        figures[f"{name}_error"] = float(np.abs(told - real).mean())
+    return figures

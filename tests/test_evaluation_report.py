@@ -60,6 +60,12 @@ def full_metrics() -> dict[str, Any]:
             "still": {"share": 0.37, **by_picture(36.5)}, "moving": {"share": 0.63, **by_picture(26.25)},
             "turning": {"share": 0.211, **by_picture(25.75)},
         },
+        "rare": {"share": 0.023, "frames": 87, **by_picture(23.75)},
+        "events": {"shot": {"frames": 31, **by_picture(27.25)}, "kill": {"frames": 9, **by_picture(26.75)}},
+        "outcome": {
+            "frames": 5871, "ends": 14, "reward_error": 0.011, "reward_error_zero": 0.037, "ends_auc": 0.953,
+            "ends_expected": 0.87, "KILLCOUNT_auc": 0.991, "KILLCOUNT_expected": 1.03, "HEALTH_error": 0.517,
+        },
         "drift": drift,
         "no_action": {
             "frames": frames, "psnr": [26.25] * FRAMES, "sharpness": [8.75] * FRAMES, "real_sharpness": [9.25] * FRAMES
@@ -296,6 +302,8 @@ def test_the_numbers_are_those_of_the_metrics(tmp_path: Path) -> None:
         ("Next frame from real frames", ("autoencoder", "copy_last", "teacher_forced"), True),
         ("Regions of the picture", ("regions",), False),
         ("Still, moving and turning", ("motion",), False),
+        ("What is rare", ("rare", "events"), False),
+        ("Outcomes", ("outcome",), False),
         ("Actions", ("action_f1", "action_shift"), False),
         ("An agent in the loop", ("agent",), False),
         ("Fréchet distance of clips", ("frechet",), False),

@@ -18,6 +18,7 @@ from gamengen.evaluation import drift, real_references, teacher_forced
 from gamengen.evaluation.drift import moves_view
 from gamengen.evaluation.intervals import ci95, pooled_psnr
 from gamengen.evaluation.parts import Parts
+from gamengen.evaluation.rare_parts import RareBlocks, events_at
 from gamengen.evaluation.real_game import RealGame
 from gamengen.evaluation.similarity import frame_psnr, frame_ssim, region_psnr, regions, sharpness
 from gamengen.evaluation.subject import Subject
@@ -88,9 +89,46 @@ def oracle(
     return lambda answer: Oracle(made_up(), frames, answer), [(recording.episodes()[0], start) for start in (0, 3, 7)]
 
 
-def test_a_perfect_model(oracle: tuple[Callable[..., Oracle], list[Start]]) -> None:
+@pytest.fixture
+def rare(counting: tuple[Recording, np.ndarray]) -> RareBlocks:
+    return RareBlocks(counting[1])
+
+
+def grey_frames(count: int, seed: int = 0) -> np.ndarray:
+    """Frames (count, 48, 80, 3) of a grey wall, a little noisy."""
+    return np.random.default_rng(seed).integers(100, 120, (count, 48, 80, 3), dtype=np.uint8)
+
+
+def test_a_monster_is_rare_and_a_wall_is_not() -> None:
+    blocks, frame = RareBlocks(grey_frames(200)), grey_frames(1, seed=1)[0]
+    assert not blocks.mask(frame).any()
+    frame[16:32, 32:64] = (200, 30, 30)
+    mask = blocks.mask(frame)
+    assert mask[16:32, 32:64].all()
+    assert mask.sum() == 16 * 32
+
+
+def test_quality_on_what_is_rare() -> None:
+    """One model leaves the monster out, another blurs the wall: the mean over frames prefers the first."""
+    wall = grey_frames(1, seed=1)
+    real, faded, rough = wall.copy(), wall.copy(), wall.copy()
+    real[:, 16:32, 32:48] = rough[:, 16:32, 32:48] = (140, 80, 80)
+    rough[:, :16] += 60
+    mask = RareBlocks(grey_frames(200)).mask(real[0])
+    assert frame_psnr(real, faded) > frame_psnr(real, rough)
+    assert region_psnr(real, faded, mask) < 25 < region_psnr(real, rough, mask)
+
+
+def test_events_are_told_by_the_variables() -> None:
+    names = ("HEALTH", "KILLCOUNT")
+    assert events_at(np.array([[90.0, 0], [100, 1], [90, 1]]), names) == {"hurt": True, "kill": False}
+    assert events_at(np.array([[90.0, 0], [90, 1]]), names) == {"hurt": False, "kill": True}
+    assert events_at(np.zeros((2, 0)), ()) == {}
+
+
+def test_a_perfect_model(oracle: tuple[Callable[..., Oracle], list[Start]], rare: RareBlocks) -> None:
     make, starts = oracle
-    values, columns = teacher_forced.measure_windows(make(perfect), starts, 0, 0, None)
+    values, columns = teacher_forced.measure_windows(make(perfect), starts, 0, 0, None, rare)
     figures = teacher_forced.summarise_windows(values)
     for figure in (figures["autoencoder"], figures["autoencoder_alone"], *figures["teacher_forced"].values()):
         assert figure["psnr"] == figure["pooled_psnr"] == 60
@@ -99,6 +137,8 @@ def test_a_perfect_model(oracle: tuple[Callable[..., Oracle], list[Start]]) -> N
     assert figures["motion"]["moving"]["share"] == 1
     assert "still" not in figures["motion"]
     assert len(columns) == 3
+    assert figures["rare"]["frames"] == 0 or figures["rare"]["4"] == 60
+    assert figures["events"] == {}, "a game without variables"
     plays, _ = drift.measure_rollouts(make(perfect), starts[:1], 6, 0, lambda frames: None)
     curve = drift.summarise_rollouts(plays, 4)
     assert curve["psnr"] == [60] * 6
@@ -106,10 +146,10 @@ def test_a_perfect_model(oracle: tuple[Callable[..., Oracle], list[Start]]) -> N
     assert curve["segments"][0]["psnr"] == 60
 
 
-def test_a_one_frame_shift(oracle: tuple[Callable[..., Oracle], list[Start]]) -> None:
+def test_a_one_frame_shift(oracle: tuple[Callable[..., Oracle], list[Start]], rare: RareBlocks) -> None:
     """A model that is one frame late is as good as copying, no better."""
     make, starts = oracle
-    values, _ = teacher_forced.measure_windows(make(copying), starts, 0, 0, None)
+    values, _ = teacher_forced.measure_windows(make(copying), starts, 0, 0, None, rare)
     figures = teacher_forced.summarise_windows(values)
     assert figures["teacher_forced"]["4"] == figures["copy_last"]
     plays, _ = drift.measure_rollouts(make(copying), starts[:1], 6, 0, lambda frames: None)

@@ -24,6 +24,7 @@ from gamengen.evaluation.drift import (
 )
 from gamengen.evaluation.options import EvaluateOptions
 from gamengen.evaluation.parts import Parts, Values
+from gamengen.evaluation.rare_parts import RareBlocks
 from gamengen.evaluation.results import VIDEOS, command_line, write_results
 from gamengen.evaluation.subject import Subject
 from gamengen.evaluation.teacher_forced import STEPS, measure_windows, summarise_windows
@@ -106,7 +107,10 @@ class _Evaluation:
         if {"actions", "agent"} & set(options.measures):
             self._judge = self._fit_judge()
         metrics |= self._free_play()
-        for name, measure in (("no_action", self._no_action), ("return", self._return), ("agent", self._agent)):
+        for name, measure in (
+            ("outcome", self._outcome), ("no_action", self._no_action), ("return", self._return),
+            ("agent", self._agent),
+        ):  # fmt: skip
             metrics[name] = self._guarded(name, measure) if name in options.measures else None
         metrics["not_measured"] = self._not_measured
         if self._out is not None:
@@ -127,6 +131,7 @@ class _Evaluation:
 
     def _teacher_forced(self) -> dict[str, Any]:
         starts = spread_windows(self._episodes, self._options.windows, self._subject.context, 1)
+        rare = RareBlocks.learn(self._episodes)
         keep = {round(i) for i in np.linspace(0, len(starts) - 1, SHEET_COLUMNS)}
         parts: list[Values] = []
         columns: list[np.ndarray] = []
@@ -135,7 +140,9 @@ class _Evaluation:
                 chunk = starts[first : first + CHUNK]
 
                 def measure(chunk: list[Start] = chunk, first: int = first) -> Values:
-                    values, pictures = measure_windows(self._subject, chunk, first, self._options.seed, self._lpips)
+                    values, pictures = measure_windows(
+                        self._subject, chunk, first, self._options.seed, self._lpips, rare
+                    )
                     kept = [picture for number, picture in enumerate(pictures, first) if number in keep]
                     return {**values, **({"pictures": np.stack(kept)} if kept else {})}
 
@@ -288,6 +295,21 @@ class _Evaluation:
             return {"json": np.array(json.dumps(found))}
 
         return json.loads(str(self._parts.take("agent", measure)["json"]))
+
+    # --- outcomes
+
+    def _outcome(self) -> dict[str, Any] | None:
+        from gamengen.evaluation.outcomes import measure_outcomes
+
+        head = self._checkpoint.outcome
+        if head is None:
+            self._not_measured["outcome"] = "the checkpoint has no outcome head; gamengen train outcome makes one"
+            return None
+
+        def measure() -> Values:
+            return {"json": np.array(json.dumps(measure_outcomes(head, self._subject, self._episodes)))}
+
+        return json.loads(str(self._parts.take("outcome", measure)["json"]))
 
     # --- against the real game
 

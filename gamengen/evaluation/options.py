@@ -9,8 +9,8 @@ from agents.errors import OptionError
 from gamengen.diffusion import check_seed
 
 # Beside the teacher-forced figures, which are always measured.
-MEASURES = ("drift", "no_action", "collapse", "actions", "agent", "frechet", "return")
-QUICK = ("drift",)  # what gamengen create takes at its end
+MEASURES = ("drift", "no_action", "collapse", "actions", "agent", "frechet", "return", "outcome")
+QUICK = ("drift", "outcome")  # what gamengen create takes at its end
 
 
 @dataclass(frozen=True)

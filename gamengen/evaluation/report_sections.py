@@ -104,6 +104,56 @@ def _by_picture(head: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> Lines:
     return table([f"{head}, PSNR in dB", *(PICTURES.get(key) or steps_label(key) for key in keys)], cells)
 
 
+def _rare(metrics: Metrics) -> list[Lines]:
+    rare = metrics["rare"]
+    text = (
+        "*Unusual*: blocks of 16 by 16 pixels whose colours in the real frame are seldom seen where they stand: "
+        f"monsters, blood, flashes; {percent(rare.get('share'))} of all pixels. *Shot*, *hurt* and *kill*: "
+        "whole frames at which ammunition falls, health falls, or a kill is counted."
+    )
+    rows = []
+    if rare.get("frames"):
+        cells = {name: value for name, value in rare.items() if name not in ("share", "frames")}
+        rows.append((f"unusual blocks, in {rare['frames']} frames", cells))
+    for event, values in (metrics.get("events") or {}).items():
+        cells = {name: value for name, value in values.items() if name != "frames"}
+        rows.append((f"{event}, {values['frames']} frames", cells))
+    return [[text], _by_picture("where", rows) if rows else []]
+
+
+OUTCOME_ROWS = {
+    "reward_error": "reward, mean absolute error",
+    "reward_error_zero": "the same of always answering 0",
+    "ends_auc": "the game's end, area under the ROC curve",
+    "ends_expected": "ends expected for each that came",
+}
+OUTCOME_KINDS = {
+    "error": "mean absolute error",
+    "auc": "a rise: area under the ROC curve",
+    "expected": "rises expected for each that came",
+}
+
+
+def _outcome(metrics: Metrics) -> list[Lines]:
+    found = metrics["outcome"]
+    text = (
+        f"What the outcome head reads from the true latents of {found['frames']} held-out frames with {found['ends']} "
+        "ends of a game. A rise of a counter, or an end, is told as a probability: expected in all for each that came, "
+        "1 is right."
+    )
+    rows = []
+    for name, value in found.items():
+        if name not in ("frames", "ends"):
+            variable, _, kind = name.rpartition("_")
+            kinds = {
+                "error": "mean absolute error",
+                "auc": "area under the ROC curve",
+                "expected": "rises expected for each",
+            }
+            rows.append([OUTCOME_ROWS.get(name) or f"{variable}, {kinds.get(kind, kind)}", number(value, 3)])
+    return [[text], table(["what", "figure"], rows)]
+
+
 def _drift(metrics: Metrics) -> list[Lines]:
     drift = metrics["drift"]
     starts = f"{drift['starts']} starts, " if drift.get("starts") else ""
@@ -264,6 +314,7 @@ SECTIONS = (
     Section("Next frame from real frames", ("teacher_forced",), _teacher_forced, (plots.STEPS,)),
     Section("Regions of the picture", ("regions",), _regions),
     Section("Still, moving and turning", ("motion",), _motion),
+    Section("What is rare", ("rare",), _rare),
     Section("Free play", ("drift",), _drift, (plots.DRIFT, plots.SHARPNESS)),
     Section("Free play without a key", ("no_action",), _no_action),
     Section("Collapse", ("collapse",), _collapse),
@@ -271,5 +322,6 @@ SECTIONS = (
     Section("An agent in the loop", ("agent",), _agent),
     Section("Fréchet distance of clips", ("frechet",), _frechet),
     Section("Coming back", ("return",), _return),
+    Section("Outcomes", ("outcome",), _outcome),
     Section("Human raters", ("raters",), _raters),
 )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from gamengen.evaluation.intervals import ci95, pooled_psnr, rounded
+from gamengen.evaluation.rare_parts import RareBlocks, events_at
 from gamengen.evaluation.similarity import STILL_PSNR, frame_psnr, frame_ssim, region_psnr, regions
 from gamengen.evaluation.subject import Subject
 from gamengen.evaluation.windows import Start
@@ -25,7 +26,7 @@ Values = dict[str, np.ndarray]
 
 
 def measure_windows(
-    subject: Subject, starts: Sequence[Start], first: int, seed: int, lpips: Lpips | None
+    subject: Subject, starts: Sequence[Start], first: int, seed: int, lpips: Lpips | None, rare: RareBlocks
 ) -> tuple[Values, list[np.ndarray]]:
     """Predict one frame of each window and compare it with the real one.
 
@@ -35,12 +36,15 @@ def measure_windows(
         first: number of the first of them among all, which fixes its noise.
         seed: of the sampling noise.
         lpips: measures LPIPS where its weights are at hand.
+        rare: finds what is unusual in a real frame.
 
     Returns:
         Arrays (N,) by name: ``psnr/<picture>``, ``ssim/…``, ``lpips/…`` and ``<region>/…`` for the pictures
         ``autoencoder`` (the true latent, decoded as in play), ``autoencoder_alone`` (decoded without the frame
         before, where the decoder else sees that), ``copy_last`` and each number of steps; ``degrees`` turned,
-        NaN where unknown; ``owner``, the episode's seed. And a column of pictures for each window.
+        NaN where unknown; ``rare/<picture>``, PSNR within what is unusual, NaN where nothing is, and ``rare_share``
+        of the pixels; ``event/<name>``, 1 where it shows; ``owner``, the episode's seed. And a column of pictures
+        for each window.
     """
     rows: dict[str, list[float]] = {}
     columns = []
@@ -61,7 +65,13 @@ def measure_windows(
             pictures[str(steps)] = subject.decode_next(predicted, latents[:, -2], last, actions)
         masks = regions(subject.config.spec, *real.shape[1:3])
         row = {"owner": float(info.seed), "degrees": _turned(episode.variables, info.variable_names)}
+        row |= {
+            f"event/{name}": float(shows) for name, shows in events_at(episode.variables, info.variable_names).items()
+        }
+        unusual = rare.mask(real[0])
+        row["rare_share"] = float(unusual.mean())
         for name, picture in pictures.items():
+            row[f"rare/{name}"] = float(region_psnr(real, picture, unusual)[0]) if unusual.any() else float("nan")
             row[f"psnr/{name}"] = float(frame_psnr(real, picture)[0])
             row[f"ssim/{name}"] = float(frame_ssim(real, picture)[0])
             if lpips is not None:
@@ -92,6 +102,19 @@ def summarise_windows(values: Values) -> dict[str, Any]:
         for kind, chosen in kinds.items()
         if chosen.any()
     }
+    share = values["rare_share"]
+    rare = {"share": rounded(float(share.mean())), "frames": int((share > 0).sum())}
+    if rare["frames"]:
+        rare |= {name: rounded(float(np.nanmean(values[f"rare/{name}"]))) for name in pictures}
+    happened = {key.removeprefix("event/"): values[key] > 0 for key in values if key.startswith("event/")}
+    events = {
+        event: {
+            "frames": int(chosen.sum()),
+            **{name: rounded(float(values[f"psnr/{name}"][chosen].mean())) for name in pictures},
+        }
+        for event, chosen in happened.items()
+        if chosen.any()
+    }
     return {
         "autoencoder": figures["autoencoder"],
         alone: _figure(values, alone, owners) if f"psnr/{alone}" in values else None,
@@ -99,6 +122,8 @@ def summarise_windows(values: Values) -> dict[str, Any]:
         "teacher_forced": {str(steps): figures[str(steps)] for steps in STEPS},
         "regions": parts,
         "motion": motion,
+        "rare": rare,
+        "events": events,
     }
 
 

@@ -1,0 +1,61 @@
+"""Quality where it is hard: on what is unusual in a picture, and at the moments when something happens.
+
+A monster fills a hundredth of a frame, so a mean over frames says nothing of it. What is unusual is found in the real
+frames alone, by :class:`gamengen.rarity.Rarity` on the colours of blocks, so that it is the same for every model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from gamengen.rarity import Rarity
+from recorder.episodes import EpisodeInfo, read_episode
+
+BLOCK = 16  # pixels
+LEARN_FRAMES = 1200  # spread over the episodes
+# What a game variable says of a moment when it changes this way: the events that are told apart.
+EVENTS = {"shot": ("SELECTED_WEAPON_AMMO", -1), "hurt": ("HEALTH", -1), "kill": ("KILLCOUNT", 1)}
+
+
+class RareBlocks:
+    """Finds the blocks of real frames whose colours are unusual where they stand."""
+
+    def __init__(self, frames: np.ndarray) -> None:
+        features = block_features(frames)
+        self._scale = features.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-6)
+        self._rarity = Rarity(features / self._scale)
+
+    @classmethod
+    def learn(cls, episodes: Sequence[EpisodeInfo]) -> RareBlocks:
+        """From frames evenly spread over ``episodes``."""
+        stride = max(1, -(-sum(info.frames for info in episodes) // LEARN_FRAMES))
+        return cls(np.concatenate([read_episode(info.path).frames[::stride] for info in episodes]))
+
+    def mask(self, frame: np.ndarray) -> np.ndarray:
+        """Which pixels of ``frame`` (H, W, 3) uint8 lie in unusual blocks, (H, W) bool."""
+        rare = self._rarity.rare(block_features(frame[None]) / self._scale)[0].numpy()
+        return np.kron(rare, np.ones((BLOCK, BLOCK), bool))
+
+
+def block_features(frames: np.ndarray) -> torch.Tensor:
+    """The mean colour and its spread in each block of frames (N, H, W, 3) uint8, (N, 6, H/16, W/16)."""
+    count, height, width, _ = frames.shape
+    found = []
+    for first in range(0, count, 64):
+        part = frames[first : first + 64].astype(np.float32) / 255
+        blocks = part.reshape(len(part), height // BLOCK, BLOCK, width // BLOCK, BLOCK, 3)
+        found.append(np.concatenate([blocks.mean(axis=(2, 4)), blocks.std(axis=(2, 4))], axis=-1))
+    return torch.from_numpy(np.concatenate(found)).permute(0, 3, 1, 2)
+
+
+def events_at(variables: np.ndarray, names: tuple[str, ...]) -> dict[str, bool]:
+    """Which events show in the last of two or more frames with ``variables`` (N, V); of a game without them none."""
+    found = {}
+    for event, (name, sign) in EVENTS.items():
+        if name in names:
+            before, after = variables[-2:, names.index(name)]
+            found[event] = bool(sign * (after - before) > 0)
+    return found
