@@ -6,6 +6,7 @@ neither vizdoom nor stable-baselines3.
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -61,8 +62,8 @@ class Play:
     """auto, cpu or cuda."""
     steps: int | None = None
     """Sampling steps a frame; the default is the checkpoint's own."""
-    seed: int = 0
-    """Seed of spawns and sampling noise."""
+    seed: int | None = None
+    """Seed of spawns and sampling noise; the default is another one at each start, headless 0."""
     spawn: int | None = None
     """Stored start to begin with; the default is a random one."""
     scale: int | None = None
@@ -96,18 +97,22 @@ class Play:
 
             check_display()
         from engine.game import NeuralGame
+        from gamengen.diffusion import LARGEST_SEED
 
-        game = NeuralGame(self.checkpoint, self.device, self.steps, self.seed)
+        seed = self.seed if self.seed is not None else 0 if self.headless else secrets.randbelow(LARGEST_SEED)
+        game = NeuralGame(self.checkpoint, self.device, self.steps, seed)
         if self.spawn is not None:
             game.reset(self.spawn)
         if self.headless:
             from engine.headless import HeadlessOptions, play_headless
 
-            headless = HeadlessOptions(self.frames or 300, self.video, self.actions, self.seed)
+            headless = HeadlessOptions(self.frames or 300, self.video, self.actions, seed)
             return _play_summary(game, play_headless(game, headless))
         from engine.window import WindowOptions, play_window
 
-        window = WindowOptions(scale=self.scale, fullscreen=self.fullscreen, uncapped=self.uncapped, frames=self.frames)
+        window = WindowOptions(
+            scale=self.scale, fullscreen=self.fullscreen, uncapped=self.uncapped, frames=self.frames, seed=seed
+        )  # fmt: skip
         return _play_summary(game, play_window(game, window))
 
 
@@ -278,7 +283,8 @@ class Info:
 
 
 def _play_summary(game: NeuralGame, played: PlaySummary) -> dict[str, Any]:
-    return {"checkpoint": game.name, "device": game.device_name, "steps": game.steps, **asdict(played)}
+    about = {"checkpoint": game.name, "device": game.device_name, "steps": game.steps, "seed": game.seed}
+    return {**about, **asdict(played)}
 
 
 def _shipped_table() -> dict[str, Any]:

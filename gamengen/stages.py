@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,7 +19,6 @@ from gamengen.autoencoder import FACTOR, Autoencoder
 from gamengen.checkpoints import (
     Checkpoint,
     CheckpointConfig,
-    Spawns,
     git_commit,
     load_fitting,
     save_checkpoint,
@@ -34,16 +32,15 @@ from gamengen.evaluation.windows import unseen_episodes
 from gamengen.latents import (
     LatentEpisodes,
     encode_recording,
-    gather_windows,
     load_latents,
     weights_hash,
-    window_starts,
 )
 from gamengen.model_card import write_card
 from gamengen.outcome import OutcomeHead
 from gamengen.presets import find_preset
+from gamengen.spawns import choose_spawns
 from gamengen.train_autoencoder import POOL_FRAMES, AutoencoderTask, load_frame_pool
-from gamengen.train_decoder import CAMERA_PAIRS, DecoderTask, Footage, find_footage
+from gamengen.train_decoder import CAMERA_PAIRS, DecoderTask, find_footage
 from gamengen.train_denoiser import DenoiserTask
 from gamengen.train_outcome import OutcomeTask, find_results, outcome_config
 from gamengen.train_student import StudentTask
@@ -53,8 +50,6 @@ from recorder.recording import Recording, write_json
 BATCH = {"autoencoder": 16, "denoiser": 16, "student": 16, "decoder": 8, "outcome": 128}
 STAGES = ("autoencoder", "denoiser", "student", "decoder", "outcome")
 CUDA_BATCH_FACTOR = 8  # a GPU is only busy with many samples at once
-SPAWNS = 8
-SPAWN_CANDIDATES = 256
 
 
 @dataclass(frozen=True)
@@ -291,28 +286,6 @@ def finish_checkpoint(
     metrics = evaluate_checkpoint(checkpoint, stage.recording, stage.work / "evaluation", scope, str(stage.device))
     save_checkpoint(replace(checkpoint, metrics=metrics), out, write_card(config, metrics))
     return metrics
-
-
-def choose_spawns(footage: Footage, context: int, frames: bool, seed: int) -> Spawns:
-    """Starts that differ most from one another, by farthest-point choice among random windows.
-
-    With ``frames``, the one on screen at each start is kept too.
-    """
-    starts = window_starts(footage.episodes.lengths, context)
-    rng = np.random.default_rng([seed, 7])
-    starts = rng.choice(starts, min(SPAWN_CANDIDATES, len(starts)), replace=False)
-    latents, actions = gather_windows(footage.episodes, starts, context)
-    looks = latents[:, -1].flatten(1).cpu()
-    chosen = [0]
-    distance = (looks - looks[0]).square().sum(1)
-    while len(chosen) < min(SPAWNS, len(starts)):
-        chosen.append(int(distance.argmax()))
-        distance = torch.minimum(distance, (looks - looks[chosen[-1]]).square().sum(1))
-    shown = None
-    if frames:
-        last = [footage.frames(int(starts[number]) + context - 1, 1) for number in chosen]
-        shown = torch.from_numpy(np.concatenate(last))
-    return Spawns(latents[chosen].half().cpu(), actions[chosen].float().cpu(), shown)
 
 
 def _fresh_denoiser(stage: Stage) -> Denoiser:

@@ -70,7 +70,7 @@ def test_what_create_leaves(tiny_work: Path, basic_recording: Path) -> None:
     assert config.data["agents"] == ["random"]
     assert config.training["init"] is None
     assert "Freedoom" in config.notice
-    assert len(checkpoint.spawns.latents) == 8
+    assert len(checkpoint.spawns.latents) == 24
     card = (tiny_work / "tiny" / "README.md").read_text()
     for text in ("doom/basic", "MOVE_LEFT", "teacher-forced, 4 steps", "Freedoom", "fresh weights"):
         assert text in card

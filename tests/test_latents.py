@@ -22,7 +22,7 @@ from gamengen.latents import (
     window_starts,
 )
 from gamengen.presets import PRESETS
-from gamengen.stages import choose_spawns
+from gamengen.spawns import AHEAD, choose_spawns, middles
 from gamengen.train_autoencoder import encode_frames
 from gamengen.train_decoder import Footage, find_footage
 from recorder.episodes import read_episode
@@ -171,7 +171,22 @@ def test_spawns_differ(recording: Recording, model: Autoencoder, tmp_path: Path)
     again_encoded = encode_frames(model, spawns.frames.numpy())
     torch.testing.assert_close(again_encoded, spawns.latents[:, -1], atol=0.02, rtol=0.02)
     assert torch.equal(spawns.latents, again.latents)
-    assert spawns.latents.shape == (8, 4, 8, 2, 3)
-    assert spawns.actions.shape == (8, 4, 2)
-    looks = spawns.latents[:4, -1].flatten(1).float()
-    assert (torch.cdist(looks, looks) + torch.eye(4)).min() > 0.1
+    assert spawns.latents.shape == (17, 4, 8, 2, 3), "all there are"
+    assert spawns.actions.shape == (17, 4, 2)
+    assert len({tuple(look.flatten().tolist()) for look in spawns.latents}) > 8
+
+
+def test_each_cluster_has_its_middle() -> None:
+    """Two heaps and a stray: a start in the middle of each."""
+    heaps = torch.tensor([[0.0, 0], [1, 0], [0.4, 0.1], [20, 20], [21, 20], [20.4, 20.1], [-40, 3]])
+    assert sorted(middles(heaps, 3)) == [2, 5, 6]
+    assert sorted(middles(heaps, 99)) == list(range(7)), "no more than there are, and none twice"
+
+
+def test_no_spawn_is_near_an_end() -> None:
+    lengths = (40, 35, 60)
+    inside = torch.cat([torch.arange(float(length)) for length in lengths])
+    left = torch.cat([length - 1 - torch.arange(float(length)) for length in lengths])
+    latents = torch.stack([inside, left], 1)[:, :, None, None]
+    spawns = choose_spawns(Footage((), LatentEpisodes(latents, inside[:, None], lengths)), 4, frames=False, seed=0)
+    assert spawns.latents[:, -1, 1].min() >= AHEAD
