@@ -14,6 +14,7 @@ import torch
 
 from agents.actions import ActionSet
 from agents.errors import ActionError, OptionError
+from engine.frame_maker import FrameMaker
 from gamengen.autoencoder import Before, pixels_of
 from gamengen.checkpoints import Checkpoint, load_checkpoint
 from gamengen.devices import choose_device, has_bf16, place
@@ -55,11 +56,12 @@ class NeuralGame:
         seed: of spawns and sampling noise.
         batch: number of games.
         dtype: ``auto``, ``bfloat16`` or ``float32``.
+        mode: ``auto``, ``eager``, ``compiled`` or ``graph``; see :class:`engine.frame_maker.FrameMaker`.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
         DeviceError: the device is not there.
-        OptionError: steps, seed, batch or dtype cannot be used.
+        OptionError: steps, seed, batch, dtype or mode cannot be used.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class NeuralGame:
         seed: int = 0,
         batch: int = 1,
         dtype: str = "auto",
+        mode: str = "auto",
     ) -> None:
         if batch < 1:
             raise OptionError(f"batch must be at least 1, got {batch}", "--batch", "give a positive number")
@@ -91,6 +94,7 @@ class NeuralGame:
             self._autoencoder.compensation.camera.float()  # a turn must be exact to a part of a pixel
         self._denoiser = place(loaded.denoiser, self.device, self.dtype)
         self._head = place(loaded.outcome, self.device, self.dtype) if loaded.outcome is not None else None
+        self._maker = FrameMaker(self._autoencoder, self._denoiser, self._head, mode)
         self._spawns = loaded.spawns
         self.reseed(seed)
         self.frame = np.zeros((self.height, self.width, 3), np.uint8)
@@ -141,6 +145,11 @@ class NeuralGame:
     def dtype_name(self) -> str:
         """What the device computes in."""
         return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def mode(self) -> str:
+        """How frames are computed: ``eager``, ``compiled`` or ``graph``."""
+        return self._maker.mode
 
     @property
     def tells_outcome(self) -> bool:
@@ -233,13 +242,13 @@ class NeuralGame:
         if held.shape != ((self.action_set.size,) if self.batch == 1 else (self.batch, self.action_set.size)):
             raise ActionError(f"one action for each of {self.batch} games is needed", held.shape, "give (B, A) values")
         self._actions[:, -1] = torch.from_numpy(held).to(self.device, self.dtype)
-        latent = self._sample(self._latents, self._actions)
-        frames = self._autoencoder.decode_frames(latent, self._before())
+        inputs = (self._latents, self._actions, self._screen, self._noise())
+        latent, frames, logits = self._maker(inputs, self._sampler)
         self._latents = torch.cat([self._latents[:, 1:], latent[:, None]], dim=1)
         self._actions = torch.cat([self._actions[:, 1:], self._actions[:, -1:]], dim=1)
         self._count += 1
-        if self._head is not None:
-            self.outcome = self._head.read(self._latents[:, -2], latent, self._actions[:, -1])
+        if self._head is not None and logits is not None:
+            self.outcome = self._head.tell(logits)
             draws = np.random.default_rng([self.seed, self._count]).random(self.batch)
             self.ended = draws < self.outcome.ends
         self._show(frames)
@@ -248,12 +257,13 @@ class NeuralGame:
     @torch.inference_mode()
     def sample_now(self) -> torch.Tensor:
         """The next latent, without going there: what :meth:`step` does before decoding, for measuring."""
-        return self._sample(self._latents, self._actions)
+        return sample_next(self._denoiser, self._latents, self._actions, self._noise(), self._sampler)
 
     @torch.inference_mode()
     def decode_now(self) -> np.ndarray:
         """The newest latent decoded once more: what :meth:`step` does after sampling, for measuring."""
-        return self._to_numpy(self._autoencoder.decode_frames(self._latents[:, -1], self._before()))
+        before = Before(self._latents[:, -1], self._screen, self._actions)
+        return self._to_numpy(self._autoencoder.decode_frames(self._latents[:, -1], before))
 
     def save(self) -> GameState:
         """The present moment, to go back to with :meth:`load`."""
@@ -275,13 +285,12 @@ class NeuralGame:
         self._show((shown[None] if self.batch == 1 else shown).to(self.device))
         return self.frame
 
-    def _sample(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    def _noise(self) -> torch.Tensor:
         # The noise depends on the seed and the frame's number alone, so that a loaded state goes on
         # as it did before; it is drawn on the CPU, so that it is the same on every device.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._count)
-        shape = (2 if self._sampler.context_noise else 1, *latents[:, 0].shape)
-        noise = torch.randn(shape, generator=generator).to(self.device, self.dtype)
-        return sample_next(self._denoiser, latents, actions, noise, self._sampler)
+        shape = (2 if self._sampler.context_noise else 1, *self._latents[:, 0].shape)
+        return torch.randn(shape, generator=generator).to(self.device, self.dtype)
 
     def _choose_spawns(self, spawn: int | None) -> torch.Tensor:
         if spawn is not None:
@@ -306,9 +315,6 @@ class NeuralGame:
 
     def _forget_outcome(self) -> None:
         self.outcome, self.ended = None, np.zeros(self.batch, bool)
-
-    def _before(self) -> Before:
-        return Before(self._latents[:, -1], self._screen, self._actions)
 
     def _show(self, frames: torch.Tensor) -> None:
         # The decoder sees the last frame, so it is kept apart from what the caller may draw on.

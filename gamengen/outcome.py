@@ -106,7 +106,11 @@ class OutcomeHead(nn.Module):
     @torch.inference_mode()
     def read(self, before: torch.Tensor, now: torch.Tensor, action: torch.Tensor) -> Outcome:
         """What the step between two latents came to; see :meth:`forward`."""
-        reward, ends, rises, levels = self.parts(self(before, now, action))
+        return self.tell(self(before, now, action))
+
+    def tell(self, logits: torch.Tensor) -> Outcome:
+        """What logits (B, outputs) say."""
+        reward, ends, rises, levels = self.parts(logits)
         config = self.config
         expected = (levels.softmax(-1) * level_bins(levels.device)).sum(-1).cpu()
         return Outcome(

@@ -1,0 +1,106 @@
+"""How a frame is computed: step by step, compiled, or as one CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from agents.errors import OptionError
+from gamengen.autoencoder import Autoencoder, Before
+from gamengen.denoiser import Denoiser
+from gamengen.diffusion import SamplerConfig, sample_next
+from gamengen.outcome import OutcomeHead
+
+MODES = ("auto", "eager", "compiled", "graph")
+GRAPH_WARMUPS = 3  # before a capture, as PyTorch asks for
+
+# Latents (B, K, C, h, w), actions (B, K, A), screen (B, H, W, 3) uint8, noise -> latent, frames, logits of the outcome.
+Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+
+class FrameMaker:
+    """Samples the next latent, decodes it and tells the outcome's logits: all that a frame takes on the device.
+
+    Args:
+        autoencoder: of the game, on its device.
+        denoiser: likewise.
+        head: likewise; None tells nothing.
+        mode: ``eager``, ``compiled`` (torch.compile, which takes a minute at the first frame of each number of
+            steps), ``graph`` (on CUDA the whole frame is captured once and then launched as one), or ``auto``: graph
+            on CUDA where the capture succeeds, else eager.
+
+    Raises:
+        OptionError: the mode is unknown or not possible on this device.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, denoiser: Denoiser, head: OutcomeHead | None, mode: str) -> None:
+        if mode not in MODES:
+            raise OptionError("unknown mode", mode, f"use one of {', '.join(MODES)}")
+        self._device = next(denoiser.parameters()).device
+        if mode == "graph" and self._device.type != "cuda":
+            what = f"a CUDA graph needs a CUDA device, and this is {self._device}"
+            raise OptionError(what, "--mode graph", "use --mode eager or --mode compiled")
+        self._autoencoder, self._denoiser, self._head = autoencoder, denoiser, head
+        self._may_fall_back = mode == "auto"
+        self.mode = ("graph" if self._device.type == "cuda" else "eager") if mode == "auto" else mode
+        self._ready: dict[tuple[SamplerConfig, torch.Size], Callable[..., Outputs]] = {}
+
+    def __call__(self, inputs: Inputs, sampler: SamplerConfig) -> Outputs:
+        """The next latent (B, C, h, w), frames (B, H, W, 3) uint8, and logits (B, outputs) where there is a head."""
+        key = (sampler, inputs[0].shape)
+        if key not in self._ready:
+            self._ready[key] = self._prepare(inputs, sampler)
+        return self._ready[key](*inputs)
+
+    def _prepare(self, inputs: Inputs, sampler: SamplerConfig) -> Callable[..., Outputs]:
+        def make(*given: torch.Tensor) -> Outputs:
+            return self._make(given[0], given[1], given[2], given[3], sampler)
+
+        if self.mode == "compiled":
+            return torch.compile(make, dynamic=False)
+        if self.mode == "graph":
+            try:
+                return _Graph(make, inputs)
+            except RuntimeError:
+                if not self._may_fall_back:
+                    raise
+                self.mode = "eager"  # which the figures then say
+        return make
+
+    def _make(
+        self,
+        latents: torch.Tensor,
+        actions: torch.Tensor,
+        screen: torch.Tensor,
+        noise: torch.Tensor,
+        sampler: SamplerConfig,
+    ) -> Outputs:
+        latent = sample_next(self._denoiser, latents, actions, noise, sampler)
+        frames = self._autoencoder.decode_frames(latent, Before(latents[:, -1], screen, actions))
+        logits = self._head(latents[:, -1], latent, actions[:, -1]) if self._head is not None else None
+        return latent, frames, logits
+
+
+class _Graph:
+    """A frame captured as one CUDA graph: its inputs are copied to where the graph reads them."""
+
+    def __init__(self, make: Callable[..., Outputs], inputs: Inputs) -> None:
+        self._inputs = tuple(part.clone() for part in inputs)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(GRAPH_WARMUPS):
+                make(*self._inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._outputs = make(*self._inputs)
+
+    def __call__(self, *inputs: torch.Tensor) -> Outputs:
+        for mine, given in zip(self._inputs, inputs, strict=True):
+            mine.copy_(given)
+        self._graph.replay()
+        latent, frames, logits = self._outputs
+        return latent.clone(), frames.clone(), logits.clone() if logits is not None else None
