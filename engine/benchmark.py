@@ -1,28 +1,34 @@
-"""Speed: frames per second of a checkpoint on this machine, and how near that is to its ceiling."""
+"""Speed: frames per second of a checkpoint on this machine, and how near that is to what the machine can do."""
 
 from __future__ import annotations
 
+import itertools
 import platform
+import resource
+import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from agents.errors import OptionError
 from engine.game import NeuralGame
-from gamengen.checkpoints import load_checkpoint
+from gamengen.checkpoints import Checkpoint, load_checkpoint
+from gamengen.device_limits import count_work, measure_ceiling, median_seconds
 from gamengen.devices import choose_device, describe_device
+from gamengen.evaluation.intervals import ci95
 from recorder.progress import progress
 
 WARMUP_FRAMES = 10
-CEILING_SECONDS = 1.0
-CEILING_SIZE = {"cpu": 2048, "cuda": 8192}  # of the square matrices
-CEILING_FLOATS = 2**26  # copied
+BLOCKS = 10  # into which the frames are split for the interval
+SHOWN = (
+    "steps", "dtype", "mode", "batch", "fps", "ci95_fps", "p50_ms", "p99_ms", "denoise_ms", "decode_ms", "copy_ms",
+    "gflop_per_frame", "bound_ms", "ceiling_share", "peak_mb",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,131 +39,154 @@ class BenchOptions:
     steps: tuple[int, ...] = (1, 2, 4)
     frames: int = 100
     device: str = "auto"
-    dtype: str = "auto"
-    batch: int = 1
+    dtype: tuple[str, ...] = ("auto",)
+    mode: tuple[str, ...] = ("auto",)
+    batch: tuple[int, ...] = (1,)
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("frames", "batch", "threads"):
+        for name in ("frames", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"must be at least 1, got {value}", f"--{name}", "give a positive number")
-        if not self.steps:
-            raise OptionError("give at least one number of steps", "--steps", "for example --steps 1 2 4")
+        for name in ("steps", "dtype", "mode", "batch"):
+            if not getattr(self, name):
+                raise OptionError("give at least one", f"--{name}", f"for example gamengen bench --{name} ...")
+        if min(self.batch) < 1:
+            raise OptionError(f"must be at least 1, got {min(self.batch)}", "--batch", "give positive numbers")
 
 
 def measure_speed(options: BenchOptions) -> dict[str, Any]:
     """Measure, print a table, and return the figures by the schema of ``gamengen bench --json``.
 
-    A frame's time is a whole :meth:`NeuralGame.step`: sampling, decoding, conversion to uint8 and the
-    copy to the host. The ceiling is a matrix product in the same dtype, and a copy, in the same run.
+    A frame's time is a whole :meth:`NeuralGame.step`: sampling, decoding, conversion to uint8, what the step came
+    to, and the copy to the host. The ceiling is a matrix product in the same dtype, and a copy, in the same run.
+    ``fps`` counts the frames of all games of a batch, ``p50_ms`` and ``p99_ms`` are of one step of all of them.
     """
     checkpoint = load_checkpoint(options.checkpoint)
     device = choose_device(options.device)
+    combinations = list(itertools.product(options.dtype, options.mode, options.batch, options.steps))
     rows: list[dict[str, Any]] = []
-    with progress("measuring", len(options.steps) + 1, "rows") as show:
-        for done, steps in enumerate(options.steps):
-            game = NeuralGame(checkpoint, options.device, steps, batch=options.batch, dtype=options.dtype)
-            if options.threads is not None:
-                torch.set_num_threads(options.threads)
-            if not rows:
-                ceiling = measure_ceiling(device, game.dtype)
-                show(0.5, "ceiling")
-            rows.append(_measure_row(game, options, ceiling["gflops"]))
+    ceilings: dict[torch.dtype, dict[str, float]] = {}
+    with progress("measuring", len(combinations), "rows") as show:
+        for done, (dtype, mode, batch, steps) in enumerate(combinations):
+            game = start_game(checkpoint, options, dtype, mode, batch, steps)
+            if game.dtype not in ceilings:
+                ceilings[game.dtype] = measure_ceiling(device, game.dtype)
+            rows.append(_measure_row(game, options.frames, ceilings[game.dtype]))
             show(done + 1, f"{rows[-1]['fps']:.1f} frames/s at {steps} steps")
-        show(len(options.steps) + 1, "")
     report = {
         "device": describe_device(device),
         "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), **{n: metadata.version(n) for n in ("torch", "numpy")}},
-        "ceiling": ceiling,
+        "versions": versions(),
+        "ceiling": next(iter(ceilings.values())),
         "rows": rows,
     }
     _print_rows(rows)
     return report
 
 
-def measure_ceiling(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """This device's own best: a matrix product in GFLOP/s, and a copy in GB/s read and written."""
-    size = CEILING_SIZE[device.type]
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    source = torch.randn(CEILING_FLOATS, device=device)
-    target = torch.empty_like(source)
-    product = _best_seconds(lambda: torch.mm(a, b), device)
-    copy = _best_seconds(lambda: target.copy_(source), device)
-    return {"gflops": round(2 * size**3 / product / 1e9, 1), "gbytes_per_s": round(2 * source.nbytes / copy / 1e9, 1)}
+def start_game(
+    checkpoint: Checkpoint, options: BenchOptions, dtype: str, mode: str, batch: int, steps: int
+) -> NeuralGame:
+    """A game to be measured, with as many threads as asked for."""
+    game = NeuralGame(checkpoint, options.device, steps, batch=batch, dtype=dtype, mode=mode)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    return game
 
 
-def _measure_row(game: NeuralGame, options: BenchOptions, ceiling_gflops: float) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
+def versions() -> dict[str, str]:
+    """What the figures depend on beside the device."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in ("torch", "numpy")}}
+
+
+def play_random(game: NeuralGame, frames: int, rng: np.random.Generator) -> list[float]:
+    """Seconds that each of ``frames`` steps took, under random keys."""
     shape = (game.action_set.size,) if game.batch == 1 else (game.batch, game.action_set.size)
     times = []
-    for frame in range(WARMUP_FRAMES + options.frames):
+    for _ in range(frames):
         action = (rng.random(shape) < 0.3).astype(np.float32)
         began = time.perf_counter()
         game.step(action)  # ends with the copy to the host, so it waits for the device
-        if frame >= WARMUP_FRAMES:
-            times.append(time.perf_counter() - began)
-    gflop = _count_gflop(lambda: game.step(np.zeros(shape, np.float32)))
-    denoise = _median_seconds(game.sample_now, game.device, min(options.frames, 50))
-    decode = _median_seconds(game.decode_now, game.device, min(options.frames, 50))
-    median, total = float(np.median(times)), float(np.sum(times))
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def _measure_row(game: NeuralGame, frames: int, ceiling: dict[str, float]) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    play_random(game, WARMUP_FRAMES, rng)
+    times = np.array(play_random(game, frames, rng))
+    repeats = min(frames, 50)
+    denoise = median_seconds(game.sample_now, game.device, repeats)
+    decode = median_seconds(game.decode_now, game.device, repeats)
+    copy = median_seconds(game.copy_now, game.device, repeats)
+    work = count_work(game.make_now)
+    median = float(np.median(times))
+    bounds = {"compute": work.gflop / ceiling["gflops"], "memory": game.weight_bytes / 1e9 / ceiling["gbytes_per_s"]}
+    bound = max(bounds, key=lambda name: bounds[name])
+    blocks = np.array_split(times, min(BLOCKS, len(times)))
+    spread = ci95([game.batch / block.mean() for block in blocks], range(len(blocks)))
     return {
         "checkpoint": game.name,
         "height": game.height,
         "width": game.width,
         "steps": game.steps,
         "dtype": game.dtype_name,
-        "mode": "eager",
+        "mode": game.mode,
         "batch": game.batch,
-        "fps": round(len(times) * game.batch / total, 2),
+        "fps": round(len(times) * game.batch / float(times.sum()), 2),
+        "ci95_fps": None if spread is None else round(spread, 2),
         "p50_ms": round(1e3 * median, 2),
         "p99_ms": round(1e3 * float(np.percentile(times, 99)), 2),
         "denoise_ms": round(1e3 * denoise, 2),
         "decode_ms": round(1e3 * decode, 2),
-        "gflop_per_frame": round(gflop / game.batch, 2),
-        "ceiling_share": round(gflop / median / ceiling_gflops, 3),
+        "copy_ms": round(1e3 * copy, 3),
+        "gflop_per_frame": round(work.gflop / game.batch, 2),
+        "ceiling_share": round(work.gflop / median / ceiling["gflops"], 3),
+        "bound": bound,
+        "bound_ms": round(1e3 * bounds[bound], 2),
+        "operations": work.operations,
+        "gbytes_moved": round(work.gbytes, 4),
+        "peak_mb": round(peak_bytes(game.device) / 2**20),
     }
 
 
-def _count_gflop(work: Callable[[], Any]) -> float:
-    """Multiply-adds of convolutions and matrix products, counted twice as is usual."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops() / 1e9
-
-
-def _best_seconds(work: Callable[[], Any], device: torch.device) -> float:
-    times: list[float] = []
-    while sum(times) < CEILING_SECONDS or len(times) < 5:
-        times.append(_timed(work, device))
-    return min(times)
-
-
-def _median_seconds(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    for _ in range(3):
-        work()
-    return float(np.median([_timed(work, device) for _ in range(repeats)]))
-
-
-def _timed(work: Callable[[], Any], device: torch.device) -> float:
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that was held: on a GPU by torch, else by this process, since it began."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def write_markdown(path: Path, report: dict[str, Any]) -> None:
+    """The rows as a Markdown table, with the device and what was compared with."""
+    ceiling = report["ceiling"]
+    about = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    lines = [
+        f"{report['device']}; {about}. Ceiling: {ceiling['gflops']:g} GFLOP/s, {ceiling['gbytes_per_s']:g} GB/s.",
+        "",
+        f"| {' | '.join(name.replace('_', ' ') for name in SHOWN)} |",
+        "| --- " * len(SHOWN) + "|",
+        *(f"| {' | '.join(_cell(row, name) for name in SHOWN)} |" for row in report["rows"]),
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    value = row[name]
+    return "-" if value is None else f"{100 * value:.0f} %" if name == "ceiling_share" else str(value)
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = ("steps", "dtype", "batch", "fps", "p50_ms", "p99_ms", "denoise_ms", "decode_ms", "gflop_per_frame")
     table = Table(title="frames per second", title_justify="left")
-    for name in (*shown, "ceiling_share"):
+    for name in SHOWN:
         table.add_column(name.replace("_", " "), justify="right")
     for row in rows:
-        table.add_row(*(str(row[name]) for name in shown), f"{100 * row['ceiling_share']:.0f} %")
+        table.add_row(*(_cell(row, name) for name in SHOWN))
     Console().print(table)

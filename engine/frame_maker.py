@@ -69,6 +69,10 @@ class FrameMaker:
                 self.mode = "eager"  # which the figures then say
         return make
 
+    def make(self, inputs: Inputs, sampler: SamplerConfig) -> Outputs:
+        """The same, step by step, whatever the mode: of compiled code or a graph nothing can be counted."""
+        return self._make(*inputs, sampler)
+
     def _make(
         self,
         latents: torch.Tensor,

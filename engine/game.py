@@ -55,7 +55,7 @@ class NeuralGame:
         steps: sampling steps a frame; None takes the checkpoint's own.
         seed: of spawns and sampling noise.
         batch: number of games.
-        dtype: ``auto``, ``bfloat16`` or ``float32``.
+        dtype: ``auto``, ``bfloat16``, ``float32``, or on a GPU ``float16``.
         mode: ``auto``, ``eager``, ``compiled`` or ``graph``; see :class:`engine.frame_maker.FrameMaker`.
 
     Raises:
@@ -76,14 +76,17 @@ class NeuralGame:
     ) -> None:
         if batch < 1:
             raise OptionError(f"batch must be at least 1, got {batch}", "--batch", "give a positive number")
-        if dtype not in ("auto", "bfloat16", "float32"):
-            raise OptionError("unknown dtype", dtype, "use auto, bfloat16 or float32")
+        if dtype not in ("auto", "bfloat16", "float16", "float32"):
+            raise OptionError("unknown dtype", dtype, "use auto, bfloat16, float16 or float32")
         # A copy of what is given: another game may compute with it on another device or in another dtype.
         loaded = copy.deepcopy(checkpoint) if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
         self.config = loaded.config
         self.device = choose_device(device)
         if self.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(min(MAX_CPU_THREADS, _cores()))
+        if dtype == "float16" and self.device.type == "cpu":
+            what = "a CPU computes ten times slower in float16 than in bfloat16"
+            raise OptionError(what, "--dtype float16", "use auto, bfloat16 or float32")
         self.dtype = _choose_dtype(dtype, self.device)
         self.batch = batch
         self._sampler = loaded.config.sampler
@@ -265,6 +268,24 @@ class NeuralGame:
         before = Before(self._latents[:, -1], self._screen, self._actions)
         return self._to_numpy(self._autoencoder.decode_frames(self._latents[:, -1], before))
 
+    @torch.inference_mode()
+    def make_now(self) -> None:
+        """Compute the next frame on the device, without going there, for counting what that takes."""
+        self._maker.make((self._latents, self._actions, self._screen, self._noise()), self._sampler)
+
+    def copy_now(self) -> np.ndarray:
+        """The frame on screen, copied to the host once more, for measuring."""
+        return self._to_numpy(self._screen).copy()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that a frame reads: all but the encoder's, the noise network's once a step."""
+        once = [*self._autoencoder.decoder.parameters(), *self._denoiser.parameters()]
+        if self._autoencoder.compensation is not None:
+            once += self._autoencoder.compensation.parameters()
+        again = sum(parameter.nbytes for parameter in self._denoiser.noise_net.parameters())
+        return sum(parameter.nbytes for parameter in once) + (self.steps - 1) * again
+
     def save(self) -> GameState:
         """The present moment, to go back to with :meth:`load`."""
         frame = self._to_numpy(self._screen).copy()
@@ -334,4 +355,4 @@ def _cores() -> int:
 def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "float32" or (name == "auto" and not has_bf16(device)):
         return torch.float32
-    return torch.bfloat16
+    return torch.float16 if name == "float16" else torch.bfloat16

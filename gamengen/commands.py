@@ -9,13 +9,14 @@ from __future__ import annotations
 import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from agents.errors import OptionError
+from gamengen.bench_command import Bench
 from gamengen.collect_commands import AgentEvaluate, AgentTrain, DataExport, DataInfo, DataPreview, DataVerify
-from gamengen.evaluate_commands import CheckpointName, ConvertLpips, Evaluate, Json
+from gamengen.evaluate_commands import ConvertLpips, Evaluate, Json
 from gamengen.train_commands import TrainAutoencoder, TrainDecoder, TrainDenoiser, TrainDistill, TrainOutcome
 
 if TYPE_CHECKING:
@@ -212,36 +213,6 @@ class Record:
         from recorder.record import RecordOptions, record_episodes
 
         return asdict(record_episodes(RecordOptions(**_without_json(self))))
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Measure frames per second on this machine, with the split and the machine's own ceiling.
-
-    Example: gamengen bench --json bench.json
-    """
-
-    checkpoint: CheckpointName = None
-    """Name or folder; the default is the shipped one."""
-    steps: tuple[int, ...] = (1, 2, 4)
-    """Numbers of sampling steps to measure."""
-    frames: int = 100
-    """Frames measured for each, after a warm-up."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """What to compute in."""
-    batch: int = 1
-    """Games at once."""
-    threads: int | None = None
-    """CPU threads; the default is one a core."""
-    json: Json = None
-
-    def run(self) -> dict[str, Any]:
-        """Measure and print the table."""
-        from engine.benchmark import BenchOptions, measure_speed
-
-        return measure_speed(BenchOptions(**_without_json(self)))
 
 
 @dataclass(frozen=True)

@@ -66,13 +66,17 @@ class AutoencoderTask(Task):
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
         """Absolute plus weighted squared error of the batch's crops."""
-        rng = np.random.default_rng([self._seed, step])
-        pixels = pixels_of(torch.from_numpy(self._crops(rng)).to(self._device))
+        pixels = self.draw(step)
         generator = step_generator(self._seed, step, self._device)
         latents = self._autoencoder.encode(pixels)
         scale = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, generator=generator, device=self._device)
         noise = torch.randn(latents.shape, generator=generator, device=self._device)
         return reconstruction_loss(self._autoencoder.decode(latents + scale * noise), pixels)
+
+    def draw(self, step: int) -> torch.Tensor:
+        """Pixels (B, 3, H, W) of random crops."""
+        rng = np.random.default_rng([self._seed, step])
+        return pixels_of(torch.from_numpy(self._crops(rng)).to(self._device))
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Held-out PSNR, and originals above reconstructions."""

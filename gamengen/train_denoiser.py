@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -81,6 +83,10 @@ class DenoiserTask(Task):
         if unrolled:
             self._advance_plays(SamplerConfig(int(rng.choice(UNROLL_STEPS))), generator)
         return losses.mean()
+
+    def draw(self, step: int) -> Any:
+        """Windows of recorded play, as :meth:`loss` draws them before free plays are mixed in."""
+        return self._draw(np.random.default_rng([self._seed, step]), 0)
 
     def _draw(
         self, rng: np.random.Generator, unrolled: int

@@ -110,11 +110,8 @@ class OutcomeTask(Task):
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
         """Cross-entropy of all that is told, on frames drawn evenly, so that probabilities mean what they say."""
-        rng = np.random.default_rng([self._seed, step])
         generator = step_generator(self._seed, step, self._device)
-        usable = self._train[1].usable
-        picks = torch.from_numpy(usable[rng.integers(len(usable), size=self._batch)])
-        before, now, action = self._inputs(self._train[0], picks)
+        picks, (before, now, action) = self.draw(step)
         level = LATENT_NOISE * torch.rand(len(picks), 1, 1, 1, generator=generator, device=self._device)
         noise = torch.randn(2, *now.shape, generator=generator, device=self._device)
         logits = self.head(before + level * noise[0], now + level * noise[1], action)
@@ -133,12 +130,15 @@ class OutcomeTask(Task):
             loss = loss + F.cross_entropy(levels.flatten(0, 1), wanted.flatten(0, 1))
         return loss
 
+    def draw(self, step: int) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Frames (B,), and the latents and actions that lead to them; see :func:`step_inputs`."""
+        rng, usable = np.random.default_rng([self._seed, step]), self._train[1].usable
+        picks = torch.from_numpy(usable[rng.integers(len(usable), size=self._batch)])
+        return picks, step_inputs(self._train[0], picks, self._device)
+
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Accuracy on held-out frames; see :func:`score_outcomes`."""
         return score_outcomes(self.head, *self._held_out, self._device), {}
-
-    def _inputs(self, episodes: LatentEpisodes, picks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return step_inputs(episodes, picks, self._device)
 
 
 def step_inputs(

@@ -41,6 +41,9 @@ class Task(ABC):
         ``progress`` in [0, 1) is the share of the budget that is spent.
         """
 
+    def draw(self, step: int) -> Any:  # noqa: B027 - only what is timed alone needs it
+        """The data of the batch of ``step``, on the device, as :meth:`loss` draws it, for measuring."""
+
     @abstractmethod
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Figures and pictures (H, W, 3) uint8 by name, on held-out data."""

@@ -220,6 +220,15 @@ WRONG: list[tuple[tuple[str, ...], str | None]] = [
     (("bench", "{tiny}", "--steps", "0"), "--steps"),
     (("bench", "{tiny}", "--dtype", "float8"), None),
     (("bench", "nonsense"), "nonsense"),
+    (("bench", "{tiny}", "--device", "cpu", "--mode", "graph"), "--mode graph"),
+    (("bench", "{tiny}", "--device", "cpu", "--dtype", "float16"), "--dtype float16"),
+    (("bench", "{tiny}", "--latency", "0"), "--latency"),
+    (("bench", "{tiny}", "--soak", "0"), "--soak"),
+    (("bench", "{tiny}", "--soak", "1", "--train"), "--soak, --train"),
+    (("bench", "{tiny}", "--uncapped"), "--uncapped"),
+    (("bench", "{tiny}", "--compare-steps", "1"), "--compare-steps"),
+    (("bench", "{tiny}", "--train", "--frames", "0"), "--frames"),
+    (("bench", "{tiny}", "--train", "--markdown", "x.md"), "--markdown"),
     (("data", "info", "nowhere"), "nowhere"),
     (("data", "verify", "nowhere"), "nowhere"),
     (("data", "preview", "nowhere"), "nowhere"),
@@ -356,38 +365,6 @@ def test_evaluate(run: Run, tiny: Path, basic_recording: Path, tmp_path: Path) -
     assert summary["psnr_4_steps"] == metrics["teacher_forced"]["4"]["psnr"]
     assert metrics["agent"] is metrics["collapse"] is None
     assert "report.md" in out
-
-
-def test_bench(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import engine.benchmark
-
-    monkeypatch.setattr(engine.benchmark, "CEILING_SECONDS", 0.0)
-    monkeypatch.setattr(engine.benchmark, "CEILING_SIZE", {"cpu": 256})
-    monkeypatch.setattr(engine.benchmark, "CEILING_FLOATS", 2**20)
-    monkeypatch.setattr(engine.benchmark, "WARMUP_FRAMES", 1)
-    threads = torch.get_num_threads()
-    words = ("--frames", "2", "--steps", "1", "2", "--device", "cpu", "--threads", "1", "--dtype", "float32")
-    code, out, _ = run("bench", str(tiny), *words, "--batch", "2", "--json", "bench.json")
-    torch.set_num_threads(threads)
-    assert code == 0
-    report = json.loads((tmp_path / "bench.json").read_text())
-    assert set(report) == {"device", "threads", "versions", "ceiling", "rows"}
-    assert report["threads"] == 1
-    assert {"python", "torch", "numpy"} <= set(report["versions"])
-    assert set(report["ceiling"]) == {"gflops", "gbytes_per_s"}
-    assert all(value > 0 for value in report["ceiling"].values())
-    assert [row["steps"] for row in report["rows"]] == [1, 2]
-    for row in report["rows"]:
-        assert set(row) == {
-            "checkpoint", "height", "width", "steps", "dtype", "mode", "batch", "fps", "p50_ms", "p99_ms",
-            "denoise_ms", "decode_ms", "gflop_per_frame", "ceiling_share",
-        }  # fmt: skip
-        assert (row["checkpoint"], row["height"], row["width"], row["batch"]) == ("tiny", 240, 320, 2)
-        assert (row["dtype"], row["mode"]) == ("float32", "eager")
-        for name in ("fps", "p50_ms", "p99_ms", "denoise_ms", "decode_ms", "gflop_per_frame", "ceiling_share"):
-            assert row[name] > 0, name
-    assert report["rows"][1]["gflop_per_frame"] > report["rows"][0]["gflop_per_frame"]
-    assert "frames per second" in out
 
 
 def test_info(run: Run, tmp_path: Path) -> None:

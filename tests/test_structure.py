@@ -15,13 +15,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("agents", "recorder", "gamengen", "engine")
 # The front desk reaches every room, but only inside functions.
-FRONT_DESK = {f"gamengen/{name}.py" for name in ("cli", "commands", "collect_commands", "evaluate_commands")}
+FRONT_DESK = {
+    f"gamengen/{name}.py" for name in ("cli", "commands", "bench_command", "collect_commands", "evaluate_commands")
+}
 # Who may import what is slow to import or needs a display, a game or a compiler.
 HEAVY = {
     "vizdoom": {"agents/doom.py"},
-    "stable_baselines3": {"agents/ppo.py", "agents/policy.py"},
-    "gymnasium": {"agents/doom.py", "agents/gym.py", "agents/policy.py", "agents/ppo.py", "engine/environment.py"},
-    "pygame": {"engine/window.py", "engine/panels.py", "engine/raters.py"},
+    "stable_baselines3": {"agents/ppo.py", "agents/policy.py", "engine/dream.py"},
+    "gymnasium": {
+        "agents/doom.py", "agents/gym.py", "agents/policy.py", "agents/ppo.py", "engine/dream.py",
+        "engine/environment.py",
+    },
+    "pygame": {"engine/window.py", "engine/panels.py", "engine/raters.py", "engine/latency.py"},
     "av": {"recorder/pictures.py"},
     "h5py": {"recorder/episodes.py"},
     "hdf5plugin": {"recorder/episodes.py"},
