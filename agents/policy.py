@@ -138,9 +138,11 @@ POLICY: dict[str, Any] = {
 class PPOAgent:
     """A trained agent that plays: it samples from its policy, each decision held for some frames."""
 
-    def __init__(self, name: str, policy: Any, table: np.ndarray, action_set: ActionSet, hold: int) -> None:
+    def __init__(
+        self, name: str, policy: Any, table: np.ndarray, action_set: ActionSet, hold: int, sees_map: bool = True
+    ) -> None:
         self.name = name
-        self.sensors = frozenset({"automap"})
+        self.sensors = frozenset({"automap"}) if sees_map else frozenset()
         self._policy, self._table, self._hold = policy, table, hold
         self._view = View(action_set)
         self.reset(0)
@@ -160,7 +162,8 @@ class PPOAgent:
         load_weights(policy, weights, path)
         policy.set_training_mode(False)
         tics = header["options"]["hold"] * header["options"]["frame_skip"]
-        return cls(str(path), policy, table, action_set, max(1, round(tics / frame_skip)))
+        sees_map = header["options"].get("inside") is None  # a neural game has none
+        return cls(str(path), policy, table, action_set, max(1, round(tics / frame_skip)), sees_map)
 
     def reset(self, seed: int) -> None:
         """Forget the last episode."""

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from agents.actions import ActionSet
 from agents.environments import FRAME_SKIP, make_environment
@@ -61,6 +61,7 @@ class PPOOptions:
         hold: frames that a decision is held: 2 frames of 2 tics are the paper's 4 tics.
         frame_skip: tics a frame.
         max_frames: longest episode.
+        inside: name of the neural game that it is trained in; None is the real one.
     """
 
     spec: str
@@ -79,6 +80,7 @@ class PPOOptions:
     entropy: float = 0.1
     seed: int = 0
     device: str = "auto"
+    inside: str | None = None
 
     def __post_init__(self) -> None:
         for name in POSITIVE:
@@ -101,7 +103,10 @@ class PPOOptions:
 
 @dataclass(frozen=True)
 class PPOSummary:
-    """What training did; rewards are the paper's, summed over an episode, of the last 100 episodes."""
+    """What training did; rewards are summed over an episode, of the first and the last 100 episodes.
+
+    They are the paper's, or of an agent trained inside a neural game those that this tells.
+    """
 
     agent: str
     spec: str
@@ -176,7 +181,7 @@ class DecisionEnvironment(gymnasium.Env[Any, Any]):
             self._listener.end(self._index, terminated, truncated)
         self.view.remember(held)
         self.total += earned
-        info = {"paper_reward": self.total} if terminated or truncated else {}
+        info = {"total_reward": self.total} if terminated or truncated else {}
         return self.view.look(self._frame, self._info), earned * REWARD_SCALE, terminated, truncated, info
 
     def close(self) -> None:
@@ -188,6 +193,7 @@ def train_ppo(
     options: PPOOptions,
     listener: StepListener | None = None,
     show: Callable[[float, str], None] | None = None,
+    games: VecEnv | None = None,
 ) -> PPOSummary:
     """Train an agent, saving it as it learns; an agent that exists at ``options.out`` goes on.
 
@@ -195,30 +201,31 @@ def train_ppo(
         options: how.
         listener: told every frame that is played, from no skill to full skill.
         show: called with the decisions made so far and a note.
+        games: played instead of the real game, with the ``action_set`` and ``table`` of a DecisionEnvironment.
 
     Raises:
         OptionError: an option, or the agent at ``options.out``, cannot be used.
         SpecError: the game cannot be made.
     """
-    environments = [_Maker(options, index, listener) for index in range(options.environments)]
-    games = DummyVecEnv(environments)
+    if games is None:
+        games = DummyVecEnv([_Maker(options, index, listener) for index in range(options.environments)])
     try:
-        first: DecisionEnvironment = games.envs[0]
+        (action_set, *_), (table, *_) = games.get_attr("action_set"), games.get_attr("table")
         header, weights = read_agent(options.out) if options.out.is_file() else ({"steps": 0}, {})
         if weights:
-            check_fit(header, first.action_set, options.out)
-            if not np.array_equal(np.asarray(header["table"], np.float32), first.table):
+            check_fit(header, action_set, options.out)
+            if not np.array_equal(np.asarray(header["table"], np.float32), table):
                 raise OptionError("the agent chooses among other combinations", options.out, "choose another --out")
         done = header["steps"]
         # An agent that goes on plays new episodes.
         model = PPO(
             "MultiInputPolicy", games, options.learning_rate, options.n_steps,
-            min(options.batch_size, options.n_steps * options.environments), options.epochs, options.gamma,
+            min(options.batch_size, options.n_steps * games.num_envs), options.epochs, options.gamma,
             ent_coef=options.entropy, policy_kwargs=POLICY, seed=options.seed + done, device=options.device,
         )  # fmt: skip
         if weights:
             load_weights(model.policy, weights, options.out)
-        watcher = _Watcher(options, first.action_set, first.table, done, show)
+        watcher = _Watcher(options, action_set, table, done, show)
         watcher.save(model.policy)  # a file that cannot be written is told now
         if done < options.steps:
             model.learn(options.steps - done, watcher)
@@ -260,9 +267,9 @@ class _Watcher(BaseCallback):
         self._end = time.monotonic() + 60 * (options.minutes or float("inf"))
 
     def _on_step(self) -> bool:
-        self.rewards += [info["paper_reward"] for info in self.locals["infos"] if "paper_reward" in info]
+        self.rewards += [info["total_reward"] for info in self.locals["infos"] if "total_reward" in info]
         if self._show is not None:
-            note = f"reward {np.mean(self.rewards[-100:]):.0f} in the last episodes" if self.rewards else ""
+            note = f"reward {np.mean(self.rewards[-100:]):.1f} in the last episodes" if self.rewards else ""
             self._show(self._done + self.num_timesteps, note)
         return time.monotonic() < self._end
 

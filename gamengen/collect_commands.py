@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from agents.errors import DataError
+from agents.errors import DataError, OptionError
 
 if TYPE_CHECKING:
+    from engine.dream import DreamGames
     from recorder.record import StreamRecorder
 
 Json = Annotated[Path | None, tyro.conf.arg(help="write the summary to this file as JSON too")]
@@ -124,6 +125,8 @@ class AgentTrain:
     """Train a PPO agent as in the GameNGen paper; an agent that exists at --out goes on.
 
     Example: gamengen agent train doom/defend_the_center --steps 200000 --out agent.safetensors --record data/ppo
+
+    Example: gamengen agent train doom/defend_the_center --inside defend_the_center --out dreamer.safetensors
     """
 
     spec: Spec
@@ -156,6 +159,8 @@ class AgentTrain:
     """Seed of weights and games."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto, cpu or cuda."""
+    inside: str | None = None
+    """Train inside this checkpoint's neural game, by the rewards that it tells, and never in the real one."""
     record: Path | None = None
     """Record all that is played, from no skill to full skill, into this folder."""
     json: Json = None
@@ -168,11 +173,26 @@ class AgentTrain:
         skipped = ("json", "record")
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in skipped}
         options = PPOOptions(**values)
+        if self.inside is not None and self.record is not None:
+            raise OptionError("what is dreamed is not recorded", "--inside, --record", "give one of them")
+        games = self._dream(self.inside) if self.inside is not None else None
         with contextlib.ExitStack() as stack:
             listener = None if self.record is None else stack.enter_context(self._recorder(self.record))
             show = stack.enter_context(progress(f"training on {self.spec}", self.steps, "decisions"))
-            summary = asdict(train_ppo(options, listener, show))
+            summary = asdict(train_ppo(options, listener, show, games))
         return {**summary, "recorded_frames": listener.frames if listener is not None else 0}
+
+    def _dream(self, checkpoint: str) -> DreamGames:
+        from engine.dream import DreamGames
+        from engine.game import NeuralGame
+
+        game = NeuralGame(checkpoint, self.device, seed=self.seed, batch=self.environments)
+        config = game.config
+        for name, own in (("spec", self.spec), ("frame_skip", self.frame_skip)):
+            if getattr(config, name) != own:
+                what = f"the checkpoint's {name} is {getattr(config, name)}, not {own}"
+                raise OptionError(what, "--inside", "train for the game that the checkpoint is of")
+        return DreamGames(game, self.hold, self.max_frames)
 
     def _recorder(self, folder: Path) -> StreamRecorder:
         from agents.environments import FRAME_HEIGHT, FRAME_WIDTH, make_environment

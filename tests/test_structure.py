@@ -23,7 +23,11 @@ HEAVY = {
     "vizdoom": {"agents/doom.py"},
     "stable_baselines3": {"agents/ppo.py", "agents/policy.py", "engine/dream.py"},
     "gymnasium": {
-        "agents/doom.py", "agents/gym.py", "agents/policy.py", "agents/ppo.py", "engine/dream.py",
+        "agents/doom.py",
+        "agents/gym.py",
+        "agents/policy.py",
+        "agents/ppo.py",
+        "engine/dream.py",
         "engine/environment.py",
     },
     "pygame": {"engine/window.py", "engine/panels.py", "engine/raters.py", "engine/latency.py"},
