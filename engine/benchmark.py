@@ -30,6 +30,8 @@ SHOWN = (
     "gflop_per_frame", "bound_ms", "ceiling_share", "peak_mb",
 )  # fmt: skip
 
+ON_SCREEN = ("steps", "dtype", "mode", "batch", "fps", "p50_ms", "p99_ms", "denoise_ms", "decode_ms", "ceiling_share")
+
 
 @dataclass(frozen=True)
 class BenchOptions:
@@ -121,7 +123,8 @@ def _measure_row(game: NeuralGame, frames: int, ceiling: dict[str, float]) -> di
     denoise = median_seconds(game.sample_now, game.device, repeats)
     decode = median_seconds(game.decode_now, game.device, repeats)
     copy = median_seconds(game.copy_now, game.device, repeats)
-    work = count_work(game.make_now)
+    noise = game.draw_noise()
+    work = count_work(lambda: game.make_now(noise))
     median = float(np.median(times))
     bounds = {"compute": work.gflop / ceiling["gflops"], "memory": game.weight_bytes / 1e9 / ceiling["gbytes_per_s"]}
     bound = max(bounds, key=lambda name: bounds[name])
@@ -185,8 +188,8 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title="frames per second", title_justify="left")
-    for name in SHOWN:
+    for name in ON_SCREEN:
         table.add_column(name.replace("_", " "), justify="right")
     for row in rows:
-        table.add_row(*(_cell(row, name) for name in SHOWN))
+        table.add_row(*(_cell(row, name) for name in ON_SCREEN))
     Console().print(table)

@@ -47,8 +47,13 @@ class FrameMaker:
         self.mode = ("graph" if self._device.type == "cuda" else "eager") if mode == "auto" else mode
         self._ready: dict[tuple[SamplerConfig, torch.Size], Callable[..., Outputs]] = {}
 
-    def __call__(self, inputs: Inputs, sampler: SamplerConfig) -> Outputs:
-        """The next latent (B, C, h, w), frames (B, H, W, 3) uint8, and logits (B, outputs) where there is a head."""
+    def __call__(self, inputs: Inputs, sampler: SamplerConfig, each: tuple[int, ...] | None = None) -> Outputs:
+        """The next latent (B, C, h, w), frames (B, H, W, 3) uint8, and logits (B, outputs) where there is a head.
+
+        Where the games differ in their steps, ``each`` (B,) says them, and the frame is computed step by step.
+        """
+        if each is not None:
+            return self._make(*inputs, sampler, each)
         key = (sampler, inputs[0].shape)
         if key not in self._ready:
             self._ready[key] = self._prepare(inputs, sampler)
@@ -80,8 +85,9 @@ class FrameMaker:
         screen: torch.Tensor,
         noise: torch.Tensor,
         sampler: SamplerConfig,
+        each: tuple[int, ...] | None = None,
     ) -> Outputs:
-        latent = sample_next(self._denoiser, latents, actions, noise, sampler)
+        latent = sample_next(self._denoiser, latents, actions, noise, sampler, each)
         frames = self._autoencoder.decode_frames(latent, Before(latents[:, -1], screen, actions))
         logits = self._head(latents[:, -1], latent, actions[:, -1]) if self._head is not None else None
         return latent, frames, logits

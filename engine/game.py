@@ -32,14 +32,14 @@ class GameState:
         latents: past latents (B, K, C, h, w), oldest first.
         actions: past actions (B, K, A); the last slot is filled by the next step.
         frame: the frame on screen, as :attr:`NeuralGame.frame`.
-        count: frames made since the game object was.
+        counts: frames made with each game's seed.
         spawn: index of the spawn in play, or -1 where the start was given.
     """
 
     latents: torch.Tensor
     actions: torch.Tensor
     frame: np.ndarray
-    count: int
+    counts: tuple[int, ...]
     spawn: int
 
 
@@ -47,7 +47,8 @@ class NeuralGame:
     """Plays a checkpoint, headless: ``reset() -> frame``, ``step(action) -> frame``.
 
     The same seed, actions and device give the same frames. Frames are (H, W, 3) uint8; with
-    ``batch`` above 1 frames are (B, H, W, 3) and actions (B, A), of independent games.
+    ``batch`` above 1 frames are (B, H, W, 3) and actions (B, A), of independent games, whose seeds are ``seed``,
+    ``seed + 1`` and so on.
 
     Args:
         checkpoint: a shipped name, a folder, a loaded checkpoint, or None for the default one.
@@ -90,6 +91,7 @@ class NeuralGame:
         self.dtype = _choose_dtype(dtype, self.device)
         self.batch = batch
         self._sampler = loaded.config.sampler
+        self._each: list[int] | None = None  # steps of each game, where they differ
         if steps is not None:
             self.steps = steps
         self._autoencoder = place(loaded.autoencoder, self.device, self.dtype)
@@ -138,6 +140,7 @@ class NeuralGame:
     @steps.setter
     def steps(self, steps: int) -> None:
         self._sampler = SamplerConfig(steps, self._sampler.context_noise)
+        self._each = None
 
     @property
     def device_name(self) -> str:
@@ -173,7 +176,8 @@ class NeuralGame:
         check_seed(seed)
         self.seed = seed
         self._rng = np.random.default_rng(seed)
-        self._count, self.spawn = 0, -1
+        self._seeds, self._counts = [seed + number for number in range(self.batch)], [0] * self.batch
+        self.spawn = -1
 
     @torch.inference_mode()
     def reset(
@@ -218,7 +222,41 @@ class NeuralGame:
         Returns:
             All frames, as :attr:`frame`.
         """
-        index = torch.from_numpy(self._rng.integers(self.spawn_count, size=len(games)))
+        self._place(games, torch.from_numpy(self._rng.integers(self.spawn_count, size=len(games))))
+        return self.frame
+
+    @torch.inference_mode()
+    def seat(self, game: int, seed: int, spawn: int | None = None, steps: int | None = None) -> np.ndarray:
+        """Give one game of a batch to a new player: it starts as a game of its own with ``seed`` would.
+
+        Args:
+            game: its number, from 0 on.
+            seed: of its spawn and sampling noise.
+            spawn: index of a stored start; None takes one that the seed draws.
+            steps: sampling steps of this game alone; None takes those of the others.
+
+        Returns:
+            Its frame (H, W, 3) uint8.
+
+        Raises:
+            OptionError: there is no such game or spawn, or the seed or the steps cannot be used.
+        """
+        check_seed(seed)
+        if not 0 <= game < self.batch:
+            raise OptionError("no such game", game, f"use 0 to {self.batch - 1}")
+        if spawn is None:
+            spawn = int(np.random.default_rng(seed).integers(self.spawn_count))
+        elif not 0 <= spawn < self.spawn_count:
+            raise OptionError("no such spawn", spawn, f"use 0 to {self.spawn_count - 1}")
+        each = self._each or [self.steps] * self.batch
+        each[game] = SamplerConfig(self.steps if steps is None else steps).steps
+        self._each = None if len(set(each)) == 1 and each[0] == self.steps else each
+        self._seeds[game], self._counts[game] = seed, 0
+        self._place([game], torch.tensor([spawn]))
+        return self.frame if self.batch == 1 else self.frame[game]
+
+    def _place(self, games: Sequence[int], index: torch.Tensor) -> None:
+        """Start ``games`` from the stored starts ``index``."""
         self._latents, self._actions, screen = self._latents.clone(), self._actions.clone(), self._screen.clone()
         where = torch.tensor(list(games), dtype=torch.int64)
         self._latents[where] = self._spawns.latents[index].to(self._latents)
@@ -229,7 +267,6 @@ class NeuralGame:
             screen[where] = self._autoencoder.decode_frames(self._latents[where, -1])
         self.ended[list(games)] = False
         self._show(screen)
-        return self.frame
 
     @torch.inference_mode()
     def step(self, action: Any) -> np.ndarray:
@@ -245,22 +282,22 @@ class NeuralGame:
         if held.shape != ((self.action_set.size,) if self.batch == 1 else (self.batch, self.action_set.size)):
             raise ActionError(f"one action for each of {self.batch} games is needed", held.shape, "give (B, A) values")
         self._actions[:, -1] = torch.from_numpy(held).to(self.device, self.dtype)
-        inputs = (self._latents, self._actions, self._screen, self._noise())
-        latent, frames, logits = self._maker(inputs, self._sampler)
+        inputs = (self._latents, self._actions, self._screen, self.draw_noise())
+        latent, frames, logits = self._maker(inputs, self._sampler, tuple(self._each) if self._each else None)
         self._latents = torch.cat([self._latents[:, 1:], latent[:, None]], dim=1)
         self._actions = torch.cat([self._actions[:, 1:], self._actions[:, -1:]], dim=1)
-        self._count += 1
+        self._counts = [count + 1 for count in self._counts]
         if self._head is not None and logits is not None:
             self.outcome = self._head.tell(logits)
-            draws = np.random.default_rng([self.seed, self._count]).random(self.batch)
-            self.ended = draws < self.outcome.ends
+            draws = [np.random.default_rng(key).random() for key in zip(self._seeds, self._counts, strict=True)]
+            self.ended = np.array(draws) < self.outcome.ends
         self._show(frames)
         return self.frame
 
     @torch.inference_mode()
     def sample_now(self) -> torch.Tensor:
         """The next latent, without going there: what :meth:`step` does before decoding, for measuring."""
-        return sample_next(self._denoiser, self._latents, self._actions, self._noise(), self._sampler)
+        return sample_next(self._denoiser, self._latents, self._actions, self.draw_noise(), self._sampler)
 
     @torch.inference_mode()
     def decode_now(self) -> np.ndarray:
@@ -269,9 +306,9 @@ class NeuralGame:
         return self._to_numpy(self._autoencoder.decode_frames(self._latents[:, -1], before))
 
     @torch.inference_mode()
-    def make_now(self) -> None:
+    def make_now(self, noise: torch.Tensor) -> None:
         """Compute the next frame on the device, without going there, for counting what that takes."""
-        self._maker.make((self._latents, self._actions, self._screen, self._noise()), self._sampler)
+        self._maker.make((self._latents, self._actions, self._screen, noise), self._sampler)
 
     def copy_now(self) -> np.ndarray:
         """The frame on screen, copied to the host once more, for measuring."""
@@ -289,7 +326,7 @@ class NeuralGame:
     def save(self) -> GameState:
         """The present moment, to go back to with :meth:`load`."""
         frame = self._to_numpy(self._screen).copy()
-        return GameState(self._latents, self._actions.clone(), frame, self._count, self.spawn)
+        return GameState(self._latents, self._actions.clone(), frame, tuple(self._counts), self.spawn)
 
     def load(self, state: GameState) -> np.ndarray:
         """Go back to a saved moment of this game; its frame.
@@ -300,18 +337,21 @@ class NeuralGame:
         if state.latents.shape != self._latents.shape or state.actions.shape != self._actions.shape:
             raise OptionError("the state is of another game", f"latents {tuple(state.latents.shape)}", "see save")
         self._latents, self._actions = state.latents, state.actions.clone()
-        self._count, self.spawn = state.count, state.spawn
+        self._counts, self.spawn = list(state.counts), state.spawn
         self._forget_outcome()
         shown = torch.from_numpy(state.frame.copy())
         self._show((shown[None] if self.batch == 1 else shown).to(self.device))
         return self.frame
 
-    def _noise(self) -> torch.Tensor:
-        # The noise depends on the seed and the frame's number alone, so that a loaded state goes on
+    def draw_noise(self) -> torch.Tensor:
+        """Standard normal noise of the next frame (1, B, C, h, w), or (2, ...) where the context is noised."""
+        # A game's noise depends on its seed and the frame's number alone, so that a loaded state goes on
         # as it did before; it is drawn on the CPU, so that it is the same on every device.
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._count)
-        shape = (2 if self._sampler.context_noise else 1, *self._latents[:, 0].shape)
-        return torch.randn(shape, generator=generator).to(self.device, self.dtype)
+        shape = (2 if self._sampler.context_noise else 1, *self._latents.shape[2:])
+        drawn = []
+        for seed, count in zip(self._seeds, self._counts, strict=True):
+            drawn.append(torch.randn(shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + count)))
+        return torch.stack(drawn, dim=1).to(self.device, self.dtype)
 
     def _choose_spawns(self, spawn: int | None) -> torch.Tensor:
         if spawn is not None:

@@ -7,6 +7,7 @@ denoiser predicts x. Context latents are noised too, at a random level that the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +96,7 @@ def sample_next(
     actions: torch.Tensor,
     noise: torch.Tensor,
     config: SamplerConfig,
+    each: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Sample the next latent by Euler steps at evenly spaced noise levels.
 
@@ -104,6 +106,7 @@ def sample_next(
         actions: (B, K, A); the last is held now.
         noise: standard normal (1 or 2, B, C, h, w): the start, then, where the context is noised, its noise.
         config: number of steps and context noise.
+        each: steps of each sample (B,), where they differ; then those of ``config`` do not count.
 
     Returns:
         The next latent (B, C, h, w), normalised.
@@ -112,6 +115,8 @@ def sample_next(
     if config.context_noise:
         context = context + config.context_noise * noise[1][:, None]
     encoded = denoiser.encode_context(context, actions, level)
+    if each is not None:
+        return normalise(_sample_each(denoiser, noise[0], encoded, each))
     return normalise(euler_path(denoiser, noise[0], encoded, config.steps)[-1])
 
 
@@ -138,3 +143,21 @@ def euler_path(
         clean = denoiser.denoise(path[-1], noise.new_full((len(noise),), sigma), encoded)
         path.append(clean + (following / sigma) * (path[-1] - clean))
     return path
+
+
+def _sample_each(
+    denoiser: Denoiser,
+    noise: torch.Tensor,
+    encoded: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    each: Sequence[int],
+) -> torch.Tensor:
+    """The end of :func:`euler_path` for samples of so many steps ``each``: one that has arrived costs nothing more."""
+    z, steps = noise.clone(), torch.tensor(each, dtype=torch.float32, device=noise.device)
+    for step in range(max(each)):
+        going = torch.tensor([n for n, count in enumerate(each) if count > step], device=noise.device)
+        sigma = (1 - step / steps[going]).to(z.dtype)
+        share = (1 - 1 / (steps[going] - step)).to(z.dtype)[:, None, None, None]  # following sigma over this one
+        features, embedding, base = (part[going] for part in encoded)
+        clean = denoiser.denoise(z[going], sigma, (features, embedding, base))
+        z[going] = clean + share * (z[going] - clean)
+    return z

@@ -125,7 +125,8 @@ def test_modes_that_cannot_be(made_up: MakeUp) -> None:
 
 def test_measuring_does_not_play_on(made_up: MakeUp) -> None:
     games = [NeuralGame(made_up(), "cpu", 1, dtype="float32") for _ in range(2)]
-    for measure in (games[0].make_now, games[0].copy_now, games[0].sample_now, games[0].decode_now):
+    games[0].make_now(games[0].draw_noise())
+    for measure in (games[0].copy_now, games[0].sample_now, games[0].decode_now):
         measure()
     assert np.array_equal(games[0].step([1, 0]), games[1].step([1, 0]))
 
