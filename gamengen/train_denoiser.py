@@ -99,8 +99,11 @@ class DenoiserTask(Task):
         if unrolled:
             own = self._plays.windows(rng)
             context, held, target = (torch.cat(parts) for parts in zip((context, held, target), own, strict=True))
-        # Where something was a frame ago counts too: it must have moved on, or a fog stays behind.
-        weight = torch.maximum(self._rarity.weight(target), self._rarity.weight(context[:, -1]))
+        weight = self._rarity.weight(target)
+        # Where something was a frame ago counts too: it must have moved on, or a fog stays behind. Not so in free
+        # plays: where they have gone wrong everything is unusual, and they would outweigh all else.
+        real = self._batch - unrolled
+        weight[:real] = torch.maximum(weight[:real], self._rarity.weight(context[:real, -1]))
         return context, held, target, weight
 
     def _advance_plays(self, config: SamplerConfig, generator: torch.Generator) -> None:
