@@ -45,9 +45,9 @@ def full_metrics() -> dict[str, Any]:
         "lpips": [0.25 if frame % 8 == 1 else None for frame in frames], "ci95": curve(0.25, 1.25),
         "segments": [
             {"from": 1, "to": 64, "psnr": 27.13, "still_psnr": 23.17, "lpips": 0.211, "sharpness": 8.81,
-             "real_sharpness": 9.31},
+             "real_sharpness": 9.31, "unusual": 0.0213, "real_unusual": 0.0237},
             {"from": 65, "to": 128, "psnr": 24.19, "still_psnr": 18.23, "lpips": 0.317, "sharpness": 8.37,
-             "real_sharpness": 9.43},
+             "real_sharpness": 9.43, "unusual": 0.0117, "real_unusual": 0.0241},
         ],
     }  # fmt: skip
     played = {"kills": {"mean": 4.25, "ci95": 0.75}, "survival_frames": {"mean": 301.5, "ci95": 20.5}}
@@ -319,7 +319,9 @@ def test_the_numbers_are_those_of_the_metrics(tmp_path: Path) -> None:
         assert derives or numbers_in(" ".join(cells)) <= known | percentages | labels, title
     for part in metrics["drift"]["segments"]:
         line = f"| {part['from']}-{part['to']} | {part['psnr']:.2f} | {part['still_psnr']:.2f} | {part['lpips']:.3f} | "
-        assert line + f"{part['sharpness']:.2f} | {part['real_sharpness']:.2f} |" in section(text, "Free play")
+        assert line + f"{part['sharpness']:.2f} | {part['real_sharpness']:.2f} | {part['unusual']:.4f} |" in section(
+            text, "Free play"
+        )
     assert "| 1-64 | 26.25 | 8.75 | 9.25 |" in section(text, "Free play without a key")
     collapse = section(text, "Collapse")
     assert "2 of 16 free plays collapse" in collapse

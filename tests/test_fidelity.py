@@ -106,6 +106,7 @@ def test_a_monster_is_rare_and_a_wall_is_not() -> None:
     mask = blocks.mask(frame)
     assert mask[16:32, 32:64].all()
     assert mask.sum() == 16 * 32
+    assert blocks.shares(np.stack([grey_frames(1, seed=2)[0], frame])).tolist() == pytest.approx([0, 2 / 15])
 
 
 def test_quality_on_what_is_rare() -> None:
@@ -144,6 +145,8 @@ def test_a_perfect_model(oracle: tuple[Callable[..., Oracle], list[Start]], rare
     assert curve["psnr"] == [60] * 6
     assert curve["sharpness"] == curve["real_sharpness"]
     assert curve["segments"][0]["psnr"] == 60
+    plays, _ = drift.measure_rollouts(make(perfect), starts[:1], 6, 0, lambda frames: None, rare=rare)
+    assert np.array_equal(plays["unusual"], plays["real_unusual"])
 
 
 def test_a_one_frame_shift(oracle: tuple[Callable[..., Oracle], list[Start]], rare: RareBlocks) -> None:

@@ -12,6 +12,7 @@ from agents.actions import ActionSet
 from gamengen.evaluation.collapse import MOST_MOTION, CollapseDetector, frame_statistics
 from gamengen.evaluation.frechet import ClipFeatures, clips
 from gamengen.evaluation.intervals import ci95, rounded, rounded_list
+from gamengen.evaluation.rare_parts import RareBlocks
 from gamengen.evaluation.similarity import frame_psnr, sharpness
 from gamengen.evaluation.subject import Subject, follow
 from gamengen.evaluation.windows import Start
@@ -45,6 +46,7 @@ def measure_rollouts(
     lpips: Lpips | None = None,
     judge: Judge | None = None,
     features: ClipFeatures | None = None,
+    rare: RareBlocks | None = None,
 ) -> tuple[Values, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
     """Play ``count`` frames from each start under the recorded actions, all side by side.
 
@@ -59,11 +61,12 @@ def measure_rollouts(
         lpips: measures LPIPS, of every eighth frame.
         judge: reads the actions back.
         features: of clips, for the Fréchet distance.
+        rare: finds what is unusual, such as monsters, in real and in generated frames.
 
     Returns:
         Arrays by name, the first axis over starts: ``psnr``, ``still_psnr``, ``sharpness``, ``real_sharpness``,
-        ``lpips`` (S, count), NaN where not known; ``statistics`` and ``moving`` for the collapse detector;
-        ``owner`` (S,); and over all starts ``held``/``neural_held``/``real_held`` (N, A) and
+        ``lpips``, ``unusual``, ``real_unusual`` (S, count), NaN where not known; ``statistics`` and ``moving`` for the
+        collapse detector; ``owner`` (S,); and over all starts ``held``/``neural_held``/``real_held`` (N, A) and
         ``real_clips_<T>``/``neural_clips_<T>`` (N, F). And (real, neural, actions) of each start.
     """
     context = subject.context
@@ -90,6 +93,8 @@ def measure_rollouts(
             picks = np.arange(0, len(real), LPIPS_EVERY)
             row["lpips"] = np.full(count, np.nan)
             row["lpips"][picks] = lpips.distance(real[picks], frames[picks])
+        if rare is not None:
+            row |= {"unusual": rare.shares(frames), "real_unusual": rare.shares(real)}
         rows: Values = {name: _filled(curve, count) for name, curve in row.items()}
         rows["statistics"] = frame_statistics(np.concatenate([first[number, -1:], frames]))[1:]
         rows["moving"] = moves_view(subject.config.action_set, held[:count])
@@ -118,7 +123,7 @@ def summarise_rollouts(values: Values, steps: int) -> dict[str, Any]:
     for first in range(0, count, SEGMENT):
         part = slice(first, min(first + SEGMENT, count))
         segment: dict[str, Any] = {"from": first + 1, "to": part.stop}
-        for name in ("psnr", "still_psnr", "lpips", "sharpness", "real_sharpness"):
+        for name in ("psnr", "still_psnr", "lpips", "sharpness", "real_sharpness", "unusual", "real_unusual"):
             known = name in values and not np.isnan(values[name][:, part]).all()
             segment[name] = rounded(float(np.nanmean(values[name][:, part])), 4) if known else None
         segments.append(segment)

@@ -95,6 +95,7 @@ class _Evaluation:
         self._parts = Parts(None if out is None else out / "parts", self._key())
         self._not_measured: dict[str, str] = {}
         self._lpips = self._load_lpips()
+        self._rare = RareBlocks.learn(self._episodes)
         self._judge: Judge | None = None
 
     def run(self) -> dict[str, Any]:
@@ -131,7 +132,6 @@ class _Evaluation:
 
     def _teacher_forced(self) -> dict[str, Any]:
         starts = spread_windows(self._episodes, self._options.windows, self._subject.context, 1)
-        rare = RareBlocks.learn(self._episodes)
         keep = {round(i) for i in np.linspace(0, len(starts) - 1, SHEET_COLUMNS)}
         parts: list[Values] = []
         columns: list[np.ndarray] = []
@@ -141,7 +141,7 @@ class _Evaluation:
 
                 def measure(chunk: list[Start] = chunk, first: int = first) -> Values:
                     values, pictures = measure_windows(
-                        self._subject, chunk, first, self._options.seed, self._lpips, rare
+                        self._subject, chunk, first, self._options.seed, self._lpips, self._rare
                     )
                     kept = [picture for number, picture in enumerate(pictures, first) if number in keep]
                     return {**values, **({"pictures": np.stack(kept)} if kept else {})}
@@ -181,7 +181,7 @@ class _Evaluation:
                         self._subject, group, options.rollout_frames, options.seed + first,
                         lambda frames: show(done + frames, ""),
                         lpips=self._lpips, judge=self._judge if "actions" in options.measures else None,
-                        features=features,
+                        features=features, rare=self._rare,
                     )  # fmt: skip
                     if first == 0:
                         self._show_play(played)

@@ -15,6 +15,7 @@ from gamengen.rarity import Rarity
 from recorder.episodes import EpisodeInfo, read_episode
 
 BLOCK = 16  # pixels
+CHUNK = 64  # frames at once
 LEARN_FRAMES = 1200  # spread over the episodes
 # What a game variable says of a moment when it changes this way: the events that are told apart.
 EVENTS = {"shot": ("SELECTED_WEAPON_AMMO", -1), "hurt": ("HEALTH", -1), "kill": ("KILLCOUNT", 1)}
@@ -39,13 +40,21 @@ class RareBlocks:
         rare = self._rarity.rare(block_features(frame[None]) / self._scale)[0].numpy()
         return np.kron(rare, np.ones((BLOCK, BLOCK), bool))
 
+    def shares(self, frames: np.ndarray) -> np.ndarray:
+        """The share of each frame (N, H, W, 3) uint8 that lies in unusual blocks, (N,)."""
+        found = [
+            self._rarity.rare(block_features(frames[first : first + CHUNK]) / self._scale).float().mean(dim=(1, 2))
+            for first in range(0, len(frames), CHUNK)
+        ]
+        return torch.cat(found).numpy() if found else np.zeros(0, np.float32)
+
 
 def block_features(frames: np.ndarray) -> torch.Tensor:
     """The mean colour and its spread in each block of frames (N, H, W, 3) uint8, (N, 6, H/16, W/16)."""
     count, height, width, _ = frames.shape
     found = []
-    for first in range(0, count, 64):
-        part = frames[first : first + 64].astype(np.float32) / 255
+    for first in range(0, count, CHUNK):
+        part = frames[first : first + CHUNK].astype(np.float32) / 255
         blocks = part.reshape(len(part), height // BLOCK, BLOCK, width // BLOCK, BLOCK, 3)
         found.append(np.concatenate([blocks.mean(axis=(2, 4)), blocks.std(axis=(2, 4))], axis=-1))
     return torch.from_numpy(np.concatenate(found)).permute(0, 3, 1, 2)

@@ -22,7 +22,8 @@ DRIFT_NOTE = """The model starts from real frames and then sees only its own, un
 each frame is compared with the real one at that moment. *Start held* is the last real frame shown all the time: below
 it, free play has lost the scene (which may still look right, as small differences grow in the real game too).
 *Sharpness*, the mean absolute Laplacian, falls where the picture blurs and rises where it breaks into noise; it needs
-no aligned scene."""
+no aligned scene. *Unusual* is the share of the picture that is seldom seen where it stands, as monsters are, in
+the neural game and in the real one: monsters that fade lower it, a red fog or a broken picture raise it."""
 
 PICTURES = {
     "autoencoder": "autoencoder ceiling",
@@ -168,8 +169,9 @@ def _drift(metrics: Metrics) -> list[Lines]:
     for part in drift.get("segments") or []:
         held = part["still_psnr"] if "still_psnr" in part else _mean(drift.get("still_psnr"), part["from"], part["to"])
         row = [f"{part['from']}-{part['to']}", number(part.get("psnr")), number(held), number(part.get("lpips"), 3)]
-        rows.append([*row, number(part.get("sharpness")), number(part.get("real_sharpness"))])
-    head = ["frames", "PSNR", "PSNR, start held", "LPIPS", "sharpness", "real sharpness"]
+        row += [number(part.get("sharpness")), number(part.get("real_sharpness"))]
+        rows.append([*row, *(number(part.get(name), 4) for name in ("unusual", "real_unusual"))])
+    head = ["frames", "PSNR", "PSNR, start held", "LPIPS", "sharpness", "real sharpness", "unusual", "real unusual"]
     return [[text], table(head, rows) if rows else []]
 
 
