@@ -19,6 +19,7 @@ from agents.errors import OptionError
 
 REWARD_BINS, REWARD_REACH = 41, 10.0  # from -e^10 to e^10, finest around 0
 LEVEL_BINS = 41
+DROPOUT = 0.3
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class OutcomeHead(nn.Module):
         self.near = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
         self.far = nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1)
         positions = -(-config.height // 4) * -(-config.width // 4)
+        self.dropout = nn.Dropout(DROPOUT)  # a few hundred ends of games are soon learned by heart
         self.hidden = nn.Linear(2 * width * positions, 4 * width)
         self.last = nn.Linear(4 * width, config.outputs)
         nn.init.zeros_(self.last.weight)
@@ -94,7 +96,8 @@ class OutcomeHead(nn.Module):
         """Latents (B, C, h, w) of the last frame and of this, the action (B, A) between them -> logits (B, outputs)."""
         features = self.first(torch.cat([before, now], dim=1)) + self.actions(action)[:, :, None, None]
         features = self.far(F.silu(self.near(F.silu(features))))
-        return self.last(F.silu(self.hidden(F.silu(features).flatten(1))))
+        hidden = self.hidden(self.dropout(F.silu(features).flatten(1)))
+        return self.last(self.dropout(F.silu(hidden)))
 
     def parts(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits (B, outputs) of the reward (B, bins), the end (B,), counters (B, M) and levels (B, L, bins)."""

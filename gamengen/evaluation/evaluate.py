@@ -29,6 +29,7 @@ from gamengen.evaluation.results import VIDEOS, command_line, write_results
 from gamengen.evaluation.subject import Subject
 from gamengen.evaluation.teacher_forced import STEPS, measure_windows, summarise_windows
 from gamengen.evaluation.windows import Start, check_fit, seen_episodes, spread_windows, unseen_episodes
+from gamengen.latents import weights_hash
 from recorder.episodes import EpisodeInfo, read_episode
 from recorder.pictures import contact_sheet, save_png
 from recorder.progress import progress
@@ -126,6 +127,7 @@ class _Evaluation:
             "model": self._subject.weights(),
             "episodes": seeds,
             "sampler": asdict(self._checkpoint.config.sampler),
+            "outcome": None if self._checkpoint.outcome is None else weights_hash(self._checkpoint.outcome),
         }
 
     # --- teacher-forced
