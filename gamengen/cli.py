@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -81,7 +82,7 @@ def _run(command: tuple[str, ...], words: list[str]) -> int:
     try:
         options = tyro.cli(chosen, args=words, prog=f"gamengen {' '.join(command)}")
         summary = options.run()
-        if summary is not None:
+        if summary is not None and os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
             _print_summary(" ".join(command), summary)
             if options.json is not None:
                 write_summary(options.json, summary)

@@ -15,6 +15,7 @@ import torch
 from agents.errors import OptionError
 from gamengen.autoencoder import normalise
 from gamengen.denoiser import Denoiser
+from gamengen.processes import count, share
 
 SIGMA_MEAN, SIGMA_STD = 0.3, 1.2
 PURE_NOISE_SHARE = 0.25  # of training samples: the first sampling step always starts there
@@ -55,6 +56,8 @@ def denoising_loss(
 ) -> torch.Tensor:
     """Weighted squared error of the predicted next latent, one value a sample (B,).
 
+    Where several processes train together, the batch is this one's share, and the noise its share of all noise.
+
     Args:
         denoiser: the model.
         context: past latents (B, K, C, h, w), oldest first, clean.
@@ -66,17 +69,17 @@ def denoising_loss(
         context_noise: highest noise level of the context; 0 leaves the augmentation out.
         weight: of each position (B, h, w); see :class:`gamengen.rarity.Rarity`.
     """
-    batch, device = len(target), target.device
+    batch, device = len(target) * count(), target.device
 
-    def rand(*shape: int) -> torch.Tensor:
-        return torch.rand(shape, generator=generator, device=device)
+    def rand() -> torch.Tensor:
+        return share(torch.rand(batch, generator=generator, device=device))
 
     def randn(like: torch.Tensor) -> torch.Tensor:
-        return torch.randn(like.shape, generator=generator, device=device)
+        return share(torch.randn((batch, *like.shape[1:]), generator=generator, device=device))
 
-    sigma = torch.sigmoid(SIGMA_MEAN + SIGMA_STD * torch.randn(batch, generator=generator, device=device))
-    sigma = torch.where(rand(batch) < PURE_NOISE_SHARE, 1.0, sigma)
-    level = context_noise * rand(batch).square()  # low levels, which play uses, are seen more often
+    sigma = torch.sigmoid(SIGMA_MEAN + SIGMA_STD * share(torch.randn(batch, generator=generator, device=device)))
+    sigma = torch.where(rand() < PURE_NOISE_SHARE, 1.0, sigma)
+    level = context_noise * rand().square()  # low levels, which play uses, are seen more often
     noised = context + level[:, None, None, None, None] * randn(context)
     at = sigma[:, None, None, None]
     predicted = denoiser((1 - at) * target + at * randn(target), sigma, noised, actions, level)

@@ -92,6 +92,12 @@ class OutcomeHead(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
+    def expect(self, ends: float, rises: torch.Tensor) -> None:
+        """Begin at the rates of a recording: ``ends`` and each of ``rises`` (M,), shares of frames."""
+        rates = torch.cat([torch.tensor([ends]), rises.cpu()]).clamp(1e-4, 1 - 1e-4)
+        with torch.no_grad():
+            self.last.bias[REWARD_BINS : REWARD_BINS + len(rates)] = rates.logit()
+
     def forward(self, before: torch.Tensor, now: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """Latents (B, C, h, w) of the last frame and of this, the action (B, A) between them -> logits (B, outputs)."""
         features = self.first(torch.cat([before, now], dim=1)) + self.actions(action)[:, :, None, None]

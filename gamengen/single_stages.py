@@ -14,6 +14,7 @@ from gamengen.evaluation.options import QUICK, EvaluateOptions
 from gamengen.evaluation.results import summarise
 from gamengen.latents import LatentEpisodes
 from gamengen.presets import find_preset
+from gamengen.processes import is_first, join
 from gamengen.stages import (
     STAGES,
     Networks,
@@ -104,6 +105,8 @@ def _write_stage(
     out: Path,
     names: tuple[str, ...],
 ) -> dict[str, Any]:
+    if not is_first():
+        return {}
     minutes = {name: round(_last_figures(stage.work / name).get("seconds", 0.0) / 60, 1) for name in names}
     metrics = finish_checkpoint(stage, networks, latents, out, minutes, EvaluateOptions(64, 4, 64, QUICK))
     return {"checkpoint": str(out), "device": describe_device(stage.device), **summarise(metrics)}
@@ -111,7 +114,7 @@ def _write_stage(
 
 def _stage(data: Path, work: Path, preset: str, init: str | None, options: TrainOptions, device: str) -> Stage:
     find_preset(preset)
-    chosen = choose_device(device)
+    chosen = join(choose_device(device))
     start = load_checkpoint(init) if init is not None else None
     return Stage(Recording.open(data), work, preset, chosen, start, options.seed)
 

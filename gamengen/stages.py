@@ -38,6 +38,7 @@ from gamengen.latents import (
 from gamengen.model_card import write_card
 from gamengen.outcome import OutcomeHead
 from gamengen.presets import find_preset
+from gamengen.processes import first_goes_first
 from gamengen.spawns import choose_spawns
 from gamengen.train_autoencoder import POOL_FRAMES, AutoencoderTask, load_frame_pool
 from gamengen.train_decoder import CAMERA_PAIRS, DecoderTask, find_footage
@@ -161,7 +162,8 @@ def load_student(stage: Stage, denoiser: Denoiser) -> Denoiser | None:
 def encode(stage: Stage, autoencoder: Autoencoder) -> tuple[LatentEpisodes, LatentEpisodes]:
     """Encode the recording, where that is not done, and read the latents: (train, held out)."""
     folder = stage.work / "latents"
-    encode_recording(stage.recording, autoencoder, folder)
+    with first_goes_first():
+        encode_recording(stage.recording, autoencoder, folder)
     return load_latents(folder, autoencoder)
 
 

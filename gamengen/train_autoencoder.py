@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from gamengen.autoencoder import FACTOR, Autoencoder, pixels_of
 from gamengen.devices import place
+from gamengen.processes import check_batch, share
 from gamengen.training import Task, autocast, step_generator
 from recorder.episodes import read_episode
 from recorder.progress import progress
@@ -61,16 +63,18 @@ class AutoencoderTask(Task):
         self._device = next(model.parameters()).device
         self.model: nn.Module = place(model, self._device)
         self._autoencoder, self._pool, self._seed, self._batch = model, pool, seed, batch
+        check_batch(batch)
         height, width = pool.train.shape[1:3]
         self._crop = (min(crop[0], height), min(crop[1], width))
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
         """Absolute plus weighted squared error of the batch's crops."""
-        pixels = self.draw(step)
+        pixels = share(self.draw(step))
         generator = step_generator(self._seed, step, self._device)
         latents = self._autoencoder.encode(pixels)
-        scale = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, generator=generator, device=self._device)
-        noise = torch.randn(latents.shape, generator=generator, device=self._device)
+        shape = (self._batch, *latents.shape[1:])
+        scale = LATENT_NOISE * share(torch.rand(self._batch, 1, 1, 1, generator=generator, device=self._device))
+        noise = share(torch.randn(shape, generator=generator, device=self._device))
         return reconstruction_loss(self._autoencoder.decode(latents + scale * noise), pixels)
 
     def draw(self, step: int) -> torch.Tensor:
@@ -99,10 +103,18 @@ class AutoencoderTask(Task):
         return np.stack(crops)
 
 
-def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """Absolute plus weighted squared error of ``decoded`` (B, 3, H, W) against ``pixels``."""
+def reconstruction_loss(
+    decoded: torch.Tensor, pixels: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Absolute plus weighted squared error of ``decoded`` (B, 3, H, W) against ``pixels``.
+
+    ``weight`` (B, h, w) is what an error counts at each position of the latents; 1 where it is not given.
+    """
     error = decoded.float() - pixels
-    return error.abs().mean() + SQUARE_WEIGHT * error.square().mean()
+    cost = (error.abs() + SQUARE_WEIGHT * error.square()).mean(dim=1)
+    if weight is not None:
+        cost = F.avg_pool2d(cost, FACTOR) * weight
+    return cost.mean()
 
 
 def crop_offset(rng: np.random.Generator, size: int, crop: int) -> int:

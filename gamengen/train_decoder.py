@@ -22,6 +22,8 @@ from gamengen.diffusion import SamplerConfig, sample_next
 from gamengen.evaluation.similarity import sharpness
 from gamengen.free_plays import play_starts
 from gamengen.latents import LatentEpisodes, gather_windows, window_starts
+from gamengen.processes import agree, check_batch, count, gather, share, spread
+from gamengen.rarity import Rarity
 from gamengen.train_autoencoder import LATENT_NOISE, frame_psnr, reconstruction_loss
 from gamengen.training import Task, step_generator
 from recorder.episodes import read_episode
@@ -71,11 +73,13 @@ def find_footage(recording: Recording, latents: tuple[LatentEpisodes, LatentEpis
 class Plays:
     """Plays side by side, each at its own frame of a recorded episode."""
 
-    def __init__(self, footage: Footage, count: int, context: int) -> None:
+    def __init__(self, footage: Footage, count: int, context: int, rarity: Rarity) -> None:
         self._footage, self._context = footage, context
         lengths = footage.episodes.lengths
         self._kinds = [KINDS[number % len(KINDS)] for number in range(count)]
         self._starts, self._room = play_starts(lengths, context)
+        self._chance = rarity.frame_weights(footage.episodes.latents).numpy()[self._starts + context].cumsum()
+        self.real = torch.tensor([not kind.own for kind in self._kinds])  # (N,) whose latents follow from real ones
         self._first, self._left = np.zeros(count, np.int64), np.zeros(count, np.int64)  # none has begun
         self._frames: list[np.ndarray] = [np.zeros(0, np.uint8)] * count  # those to come, of each
         self._last: list[torch.Tensor] = [torch.zeros(0)] * count
@@ -84,7 +88,7 @@ class Plays:
     def begin(self, rng: np.random.Generator) -> None:
         """Begin another play wherever one has ended."""
         for number in np.flatnonzero(self._left == 0).tolist():
-            pick = rng.integers(len(self._starts))
+            pick = np.searchsorted(self._chance, rng.random() * self._chance[-1], side="right")
             self._first[number] = self._starts[pick]
             self._left[number] = rng.integers(1, min(self._kinds[number].longest, self._room[pick]) + 1)
             self._own[number] = self._windows([number], self._context)[0][0]
@@ -164,7 +168,9 @@ class DecoderTask(Task):
         self.model: nn.Module = place(model, self._device)
         self._autoencoder, self._denoiser, self._seed, self._batch = model, denoiser, seed, batch
         self._camera_pairs = camera_pairs
-        self._plays = Plays(train, batch, denoiser.config.context)
+        check_batch(batch)
+        self._rarity = Rarity(train.episodes.latents.to(self._device))
+        self._plays = Plays(train, batch, denoiser.config.context, self._rarity)
         self._train, self._held_out = train, held_out
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
@@ -175,18 +181,32 @@ class DecoderTask(Task):
             self._fit_camera(rng)
         self._plays.begin(rng)
         context, actions = (part.to(self._device) for part in self._plays.contexts())
-        predicted = self._predict(context, actions, int(rng.choice(STEPS)), generator)
-        frames, latents = self._plays.targets()
-        target = pixels_of(frames.to(self._device))
-        before = Before(context[:, -1], self._plays.last().to(self._device), actions)
-        pixels, flow = self._autoencoder.decode_next(self._noised(predicted, generator), before)
-        loss = reconstruction_loss(pixels, target) + MOVED_WEIGHT * moved_error(flow, pixels_of(before.frames), target)
-        alone = slice(step % ALONE % self._batch, None, ALONE)
-        taken = self._noised(latents[alone].to(self._device).float(), generator)
-        loss = loss + reconstruction_loss(self._autoencoder.decode(taken), target[alone]) / ALONE
+        noise = torch.randn(context[:, 0].shape, generator=generator, device=self._device)
+        steps = int(rng.choice(STEPS))
+        predicted = spread(lambda *parts: self._predict(*parts, steps), context, actions, noise)
+        frames, latents = (share(part).to(self._device) for part in self._plays.targets())
+        target = pixels_of(frames)
+        before = Before(share(context[:, -1]), share(self._plays.last()).to(self._device), share(actions))
+        pixels, flow = self._autoencoder.decode_next(share(predicted + self._noise(predicted, generator)), before)
+        weight = self._rarity.weight(latents)
+        # After its own latents a play has gone its own way: what is rare in the real frame need not be in this one.
+        played = torch.where(share(self._plays.real).to(self._device)[:, None, None], weight, 1.0)
+        loss = reconstruction_loss(pixels, target, played)
+        loss = loss + MOVED_WEIGHT * moved_error(flow, pixels_of(before.frames), target)
+        alone = latents.float() + share(self._noise(predicted, generator))
+        loss = loss + self._loss_alone(step, alone, target, weight)
         shown = pixels.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-        self._plays.advance(predicted, shown.permute(0, 2, 3, 1).cpu())
+        self._plays.advance(predicted, gather(shown).permute(0, 2, 3, 1).cpu())
         return loss
+
+    def _loss_alone(self, step: int, latents: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Of some frames of the batch, decoded from their true latents alone."""
+        chosen = torch.arange(self._batch) % ALONE == step % ALONE % self._batch
+        mine = share(chosen).to(self._device)
+        if not mine.any():
+            return target.new_zeros(())
+        loss = reconstruction_loss(self._autoencoder.decode(latents[mine]), target[mine], weight[mine])
+        return loss * (int(mine.sum()) * count() / int(chosen.sum())) / ALONE
 
     def _fit_camera(self, rng: np.random.Generator) -> None:
         context = self._denoiser.config.context
@@ -202,6 +222,7 @@ class DecoderTask(Task):
         ):
             pairs = Pairs(frames[:, 0], frames[:, 1], actions)
             fit_camera(self._autoencoder.compensation, pairs, self._seed, lambda done: show(100 * done, ""))
+        agree(self._autoencoder.compensation)
 
     def state(self) -> dict[str, torch.Tensor]:
         """The plays that go on from step to step."""
@@ -211,15 +232,12 @@ class DecoderTask(Task):
         """Go on with the plays of :meth:`state`."""
         self._plays.load_state(state)
 
-    def _noised(self, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def _noise(self, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         scale = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, generator=generator, device=self._device)
-        return latents + scale * torch.randn(latents.shape, generator=generator, device=self._device)
+        return scale * torch.randn(latents.shape, generator=generator, device=self._device)
 
-    def _predict(
-        self, context: torch.Tensor, actions: torch.Tensor, steps: int, generator: torch.Generator
-    ) -> torch.Tensor:
-        noise = torch.randn((1, *context[:, 0].shape), generator=generator, device=self._device)
-        return sample_next(self._denoiser, context, actions, noise, SamplerConfig(steps)).float()
+    def _predict(self, context: torch.Tensor, actions: torch.Tensor, noise: torch.Tensor, steps: int) -> torch.Tensor:
+        return sample_next(self._denoiser, context, actions, noise[None], SamplerConfig(steps)).float()
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Held-out PSNR of frames decoded alone, from true and from predicted latents, and after 32 frames of play.
@@ -235,7 +253,8 @@ class DecoderTask(Task):
         latents, actions = (
             part.to(self._device) for part in gather_windows(self._held_out.episodes, picks, context + 1)
         )
-        predicted = self._predict(latents[:, :-1], actions[:, :-1], 4, generator)
+        noise = torch.randn(latents[:, 0].shape, generator=generator, device=self._device)
+        predicted = self._predict(latents[:, :-1], actions[:, :-1], noise, 4)
         decoded = {
             "alone_psnr": self._decode(latents[:, -1]),
             "psnr": self._decode(latents[:, -1], Before(latents[:, -2], real[:, 0], actions[:, :-1])),
@@ -252,7 +271,8 @@ class DecoderTask(Task):
         shown = torch.from_numpy(np.concatenate([self._held_out.frames(int(n) + context - 1, 1) for n in picks]))
         for frame in range(room):
             held = actions[:, frame : frame + context]
-            following = self._predict(past, held, 4, generator)
+            noise = torch.randn(past[:, 0].shape, generator=generator, device=self._device)
+            following = self._predict(past, held, noise, 4)
             shown = self._decode(following, Before(past[:, -1], shown, held))
             past = torch.cat([past[:, 1:], following[:, None]], dim=1)
         last = np.concatenate([self._held_out.frames(int(n) + context + room - 1, 1) for n in picks])

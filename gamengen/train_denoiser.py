@@ -17,6 +17,7 @@ from gamengen.diffusion import CONTEXT_NOISE_MAX, SamplerConfig, denoising_loss,
 from gamengen.evaluation.similarity import STILL_PSNR, frame_ssim, sharpness
 from gamengen.free_plays import FreePlays
 from gamengen.latents import LatentEpisodes, gather_windows, window_starts
+from gamengen.processes import check_batch, share, spread
 from gamengen.rarity import Rarity
 from gamengen.train_autoencoder import frame_psnr
 from gamengen.training import Task, step_generator
@@ -59,6 +60,7 @@ class DenoiserTask(Task):
         self._denoiser, self._autoencoder = model, autoencoder
         self._train, self._held_out = train.to(self._device), held_out
         self._seed, self._batch, self._context_noise = seed, batch, context_noise
+        check_batch(batch)
         self._metric = visible_metric(autoencoder, self._train.latents, seed)
         self._window = model.config.context + 1
         self._starts = window_starts(train.lengths, self._window)
@@ -76,7 +78,7 @@ class DenoiserTask(Task):
         rng = np.random.default_rng([self._seed, step])
         generator = step_generator(self._seed, step, self._device)
         unrolled = int(self._batch * UNROLL_SHARE) if progress >= UNROLL_START else 0
-        context, held, target, weight = self._draw(rng, unrolled)
+        context, held, target, weight = (share(part) for part in self._draw(rng, unrolled))
         losses = denoising_loss(
             self._denoiser, context, held, target, generator, self._metric, self._context_noise, weight
         )  # fmt: skip
@@ -108,8 +110,11 @@ class DenoiserTask(Task):
 
     def _advance_plays(self, config: SamplerConfig, generator: torch.Generator) -> None:
         def sample(context: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-            noise = torch.randn((1, *context[:, 0].shape), generator=generator, device=self._device)
-            return sample_next(self._denoiser, context, actions, noise, config)
+            noise = torch.randn(context[:, 0].shape, generator=generator, device=self._device)
+            return spread(
+                lambda past, held, start: sample_next(self._denoiser, past, held, start[None], config),
+                context, actions, noise,
+            )  # fmt: skip
 
         self._plays.advance(sample)
 

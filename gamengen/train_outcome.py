@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from gamengen.devices import place
 from gamengen.latents import LatentEpisodes
 from gamengen.outcome import OutcomeConfig, OutcomeHead, level_bins, reward_bins, two_hot
+from gamengen.processes import check_batch, share
 from gamengen.training import Task, step_generator
 from recorder.episodes import read_results
 from recorder.recording import Recording, split_held_out
@@ -107,6 +108,9 @@ class OutcomeTask(Task):
         self.model: nn.Module = place(model, self._device)
         self.head, self._train, self._held_out = model, train, held_out
         self._seed, self._batch = seed, batch
+        check_batch(batch)
+        truth = train[1]
+        model.expect(float(truth.ends.mean()), truth.rises.mean(dim=0))
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
         """Cross-entropy of all that is told, on frames drawn evenly, so that probabilities mean what they say."""
@@ -114,7 +118,9 @@ class OutcomeTask(Task):
         picks, (before, now, action) = self.draw(step)
         level = LATENT_NOISE * torch.rand(len(picks), 1, 1, 1, generator=generator, device=self._device)
         noise = torch.randn(2, *now.shape, generator=generator, device=self._device)
-        logits = self.head(before + level * noise[0], now + level * noise[1], action)
+        before, now = share(before + level * noise[0]), share(now + level * noise[1])
+        picks, action = share(picks), share(action)
+        logits = self.head(before, now, action)
         reward, ends, rises, levels = self.head.parts(logits)
         truth = self._train[1]
 

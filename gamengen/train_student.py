@@ -16,6 +16,7 @@ from gamengen.denoiser import Denoiser
 from gamengen.devices import place
 from gamengen.diffusion import CONTEXT_NOISE_MAX, SamplerConfig, euler_path
 from gamengen.latents import LatentEpisodes
+from gamengen.processes import share
 from gamengen.train_denoiser import UNROLL_SHARE, DenoiserTask
 from gamengen.training import step_generator
 
@@ -55,10 +56,11 @@ class StudentTask(DenoiserTask):
         """Mean squared error of what the student predicts against where its teacher arrives."""
         rng = np.random.default_rng([self._seed, step])
         generator = step_generator(self._seed, step, self._device)
-        context, held, target, weight = self._draw(rng, int(self._batch * UNROLL_SHARE))
-        draw = torch.rand(2, len(context), generator=generator, device=self._device)
+        whole = self._draw(rng, int(self._batch * UNROLL_SHARE))
+        context, held, _, weight = (share(part) for part in whole)
+        draw = [share(part) for part in torch.rand(2, self._batch, generator=generator, device=self._device)]
         level = CONTEXT_NOISE_MAX * draw[0].square()
-        noise = torch.randn(2, *target.shape, generator=generator, device=self._device)
+        noise = [share(part) for part in torch.randn(2, *whole[2].shape, generator=generator, device=self._device)]
         context = context + level[:, None, None, None, None] * noise[0][:, None]
         with torch.no_grad():
             encoded = self._teacher.encode_context(context, held, level)

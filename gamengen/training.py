@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from agents.errors import CheckpointError, DataError, OptionError
+from gamengen import processes
 from gamengen.diffusion import check_seed
 from gamengen.muon import MuonAdamW
 from recorder.progress import progress
@@ -29,14 +30,20 @@ WARMUP, COOLDOWN = 0.02, 0.4  # shares of the budget
 
 
 class Task(ABC):
-    """Something to train; its ``model`` is what is trained, and its state goes on from step to step."""
+    """Something to train; its ``model`` is what is trained, and its state goes on from step to step.
+
+    Where several processes train together, each draws the whole batch and computes its share of it, see
+    :mod:`gamengen.processes`.
+    """
 
     name: str
     model: nn.Module
 
     @abstractmethod
     def loss(self, step: int, progress: float) -> torch.Tensor:
-        """Mean loss of the batch of ``step``, which it draws from the seed, ``step`` and its state alone.
+        """Mean loss of this process's share of the batch of ``step``.
+
+        The batch is drawn from the seed, ``step`` and the task's state alone.
 
         ``progress`` in [0, 1) is the share of the budget that is spent.
         """
@@ -117,12 +124,12 @@ class Trainer:
 
         At the end ``task.model`` holds the averaged (EMA) weights.
         """
-        from torch.utils.tensorboard import SummaryWriter
-
         model = self.task.model.train()
+        processes.agree(model)
         losses: list[float] = []
-        with SummaryWriter(str(self.folder)) as board, progress(f"training {self.task.name}", 100, "%") as show:
+        with self._board() as board, progress(f"training {self.task.name}", 100, "%") as show:
             saved = evaluated = time.monotonic()
+            show(100 * self.done, "")
             while self.done < 1:
                 began = time.monotonic()
                 self.optimizer.scale_lr(learning_rate_factor(self.done))
@@ -130,15 +137,16 @@ class Trainer:
                     loss = self.task.loss(self.step, self.done)
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
+                processes.average_gradients(model)
                 self.optimizer.step()
                 self._update_average()
-                losses.append(float(loss.detach()))
+                losses.append(processes.average(float(loss.detach()), self.device))
                 if not math.isfinite(losses[-1]):
                     raise DataError("training diverged (the loss is not finite)", self.folder, "lower --muon-lr")
                 self.step += 1
                 now = time.monotonic()
-                self.seconds += now - began
-                if self.step % 20 == 0:
+                self.seconds = processes.average(self.seconds + now - began, self.device)
+                if self.step % 20 == 0 and board is not None:
                     board.add_scalar("loss", float(np.mean(losses[-20:])), self.step)
                     note = (
                         f"step {self.step}, loss {np.mean(losses[-100:]):.4f}, {self.step / self.seconds:.1f} steps/s"
@@ -155,8 +163,20 @@ class Trainer:
             show(100, "")
         model.load_state_dict(self.average)
         model.eval()
-        self._finish()
+        with processes.first_goes_first():
+            self._finish()
         return figures
+
+    @contextlib.contextmanager
+    def _board(self) -> Iterator[Any]:
+        """Tensorboard's writer of the first process; None in the others."""
+        if not processes.is_first():
+            yield None
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(self.folder)) as board:
+            yield board
 
     def _update_average(self) -> None:
         decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
@@ -178,6 +198,8 @@ class Trainer:
             model.train()
 
     def _evaluate(self, board: Any) -> dict[str, float]:
+        if board is None:
+            return {}
         with self._averaged() as model, torch.no_grad(), autocast(self.device):
             figures, pictures = self.task.evaluate(model)
         for name, value in figures.items():
@@ -190,6 +212,8 @@ class Trainer:
         return figures
 
     def _save(self) -> None:
+        if not processes.is_first():
+            return
         state = {
             "version": STATE_VERSION,
             "task": self.task.name,
@@ -210,6 +234,8 @@ class Trainer:
 
     def _finish(self) -> None:
         """Leave the averaged weights, and what was spent on them, for :func:`load_finished`."""
+        if not processes.is_first():
+            return
         partial = self.folder / "final.partial"
         spent = {"step": str(self.step), "seconds": str(self.seconds)}
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,13 @@ LOG_SECONDS = 30.0
 
 @contextmanager
 def progress(description: str, total: float, unit: str = "") -> Iterator[Callable[[float, str], None]]:
-    """Show progress; yields ``show(completed, note)`` where ``completed`` counts up to ``total``."""
+    """Show progress; yields ``show(completed, note)`` where ``completed`` counts up to ``total``.
+
+    Of several processes that torchrun started, the first alone shows any.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield lambda completed, note: None
+        return
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn

@@ -342,7 +342,9 @@ def test_play_headless(run: Run, tiny: Path, tmp_path: Path) -> None:
 
 def test_play_in_a_window(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    code, out, err = run("play", "--checkpoint", str(tiny), "--frames", "3", "--steps", "1", "--uncapped")
+    code, out, err = run(
+        "play", "--checkpoint", str(tiny), "--frames", "3", "--steps", "1", "--uncapped", "--seed", "0"
+    )
     assert code == 0, err
     assert re.search(r"frames\s*│\s*3\s", out)
 

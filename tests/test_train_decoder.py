@@ -14,6 +14,7 @@ import gamengen.training
 from gamengen.checkpoints import Checkpoint
 from gamengen.compensation import Compensation
 from gamengen.latents import encode_recording, load_latents, weights_hash
+from gamengen.rarity import Rarity
 from gamengen.train_decoder import DecoderTask, Footage, PlayKind, Plays, find_footage
 from gamengen.training import Trainer, TrainOptions
 from recorder.episodes import read_episode
@@ -52,7 +53,7 @@ def test_footage_finds_frames_of_episodes_end_to_end(footage: tuple[Footage, Foo
 def test_plays_show_their_own_frames_after_the_first(footage: tuple[Footage, Footage]) -> None:
     train = footage[0]
     every = np.concatenate([read_episode(path).frames for path in train.paths])
-    plays, rng = Plays(train, 4, CONTEXT), np.random.default_rng(0)
+    plays, rng = Plays(train, 4, CONTEXT, Rarity(train.episodes.latents)), np.random.default_rng(0)
     made = torch.full((4, 48, 80, 3), 7, dtype=torch.uint8)
     own = torch.full((4, 8, 3, 5), -1.0)
     ages = [0] * 4
