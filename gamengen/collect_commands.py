@@ -73,13 +73,15 @@ class DataVerify:
 class DataPreview:
     """A contact sheet (preview.png) and a video (preview.mp4) of a recording, held keys drawn in.
 
+    Where the game tells positions, a map too of where the recording has been (coverage.png).
+
     Example: gamengen data preview data/center --out preview
     """
 
     folder: Folder
     """The recording."""
     out: Path = Path("preview")
-    """Folder for the two files."""
+    """Folder for the files."""
     rows: int = 4
     """Episodes shown."""
     columns: int = 6

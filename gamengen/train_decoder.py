@@ -19,6 +19,7 @@ from gamengen.camera import Pairs, fit_camera, moved_error
 from gamengen.denoiser import Denoiser
 from gamengen.devices import place
 from gamengen.diffusion import SamplerConfig, sample_next
+from gamengen.discriminator import Critic
 from gamengen.evaluation.similarity import sharpness
 from gamengen.free_plays import play_starts
 from gamengen.latents import LatentEpisodes, gather_windows, window_starts
@@ -33,6 +34,8 @@ from recorder.recording import Recording, split_held_out
 STEPS = (1, 2, 4)
 ALONE = 4  # one frame in so many is decoded from its true latent alone, as the autoencoder does
 MOVED_WEIGHT = 0.5  # of the moved last frame in the loss, beside the mixed one
+CRITIC_START = 0.1  # share of the budget in which the critic alone learns
+CRITIC_SHARE = 0.5  # of the reconstruction's gradient
 CAMERA_PAIRS = 640  # of frames, from which the camera is learned
 HELD_OUT_WINDOWS, HELD_OUT_PLAYS, PLAYED_FRAMES = 48, 8, 32
 
@@ -131,7 +134,7 @@ class Plays:
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Go on with the plays of :meth:`state`; as many others begin where it was of another batch."""
-        if not state or len(state["first"]) != len(self._kinds):
+        if "first" not in state or len(state["first"]) != len(self._kinds):
             return
         self._first, self._left = state["first"].cpu().numpy().copy(), state["left"].cpu().numpy().copy()
         self._last = list(state["last"].cpu())
@@ -172,6 +175,7 @@ class DecoderTask(Task):
         self._rarity = Rarity(train.episodes.latents.to(self._device))
         self._plays = Plays(train, batch, denoiser.config.context, self._rarity)
         self._train, self._held_out = train, held_out
+        self._critic = Critic(self._device)
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
         """Reconstruction loss of one frame of each play."""
@@ -192,6 +196,9 @@ class DecoderTask(Task):
         # After its own latents a play has gone its own way: what is rare in the real frame need not be in this one.
         played = torch.where(share(self._plays.real).to(self._device)[:, None, None], weight, 1.0)
         loss = reconstruction_loss(pixels, target, played)
+        self._critic.learn(target, pixels)
+        if progress > CRITIC_START:
+            loss = loss + self._critic.loss(pixels, loss, CRITIC_SHARE)
         loss = loss + MOVED_WEIGHT * moved_error(flow, pixels_of(before.frames), target)
         alone = latents.float() + share(self._noise(predicted, generator))
         loss = loss + self._loss_alone(step, alone, target, weight)
@@ -225,12 +232,13 @@ class DecoderTask(Task):
         agree(self._autoencoder.compensation)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The plays that go on from step to step."""
-        return self._plays.state()
+        """The plays that go on from step to step, and the critic."""
+        return self._plays.state() | self._critic.state()
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on with the plays of :meth:`state`."""
+        """Go on from :meth:`state`."""
         self._plays.load_state(state)
+        self._critic.load_state(state)
 
     def _noise(self, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         scale = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, generator=generator, device=self._device)

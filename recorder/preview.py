@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from agents.errors import DataError, OptionError
+from recorder.coverage import draw_coverage, measure_coverage
 from recorder.episodes import EpisodeInfo, read_actions, read_episode, read_info
 from recorder.pictures import VideoWriter, contact_sheet, draw_held_keys, save_png
 from recorder.progress import progress
@@ -50,13 +51,20 @@ class RecordingDescription:
 
 @dataclass(frozen=True)
 class PreviewSummary:
-    """What :func:`preview_recording` wrote."""
+    """What :func:`preview_recording` wrote.
+
+    ``coverage`` is a map of where the player was; None where the game tells no positions or he cannot walk. ``cells`` are
+    the places of 64x64 map units that he entered, ``directions`` the share of directions seen from them.
+    """
 
     sheet: str
     video: str
     episodes: int
     frames: int
     seconds: float
+    coverage: str | None = None
+    cells: int | None = None
+    directions: float | None = None
 
 
 def describe_recording(folder: Path) -> RecordingDescription:
@@ -108,9 +116,11 @@ def preview_recording(
 ) -> PreviewSummary:
     """Write ``preview.png``, frames of several episodes, and ``preview.mp4``, a stretch of each, keys drawn in.
 
+    Where the game tells positions, ``coverage.png`` is a map of where the recording has been.
+
     Args:
         folder: the recording.
-        out: folder for the two files; made where it is missing.
+        out: folder for the files; made where it is missing.
         seed: draws the episodes and the stretches.
         rows: episodes shown.
         columns: frames of each on the sheet, evenly spread.
@@ -149,9 +159,15 @@ def preview_recording(
                 written += 1
             show(done + 1, "")
     save_png(out / "preview.png", contact_sheet(sheet_rows, labels=[_label(info) for info in chosen]))
+    coverage = measure_coverage(infos)
+    if coverage is not None:
+        draw_coverage(coverage, out / "coverage.png")
     return PreviewSummary(
-        str(out / "preview.png"), str(out / "preview.mp4"), len(chosen), written, written / header.fps
-    )
+        str(out / "preview.png"), str(out / "preview.mp4"), len(chosen), written, written / header.fps,
+        str(out / "coverage.png") if coverage is not None else None,
+        coverage.cells if coverage is not None else None,
+        coverage.directions if coverage is not None else None,
+    )  # fmt: skip
 
 
 def _readable(recording: Recording) -> tuple[list[EpisodeInfo], list[str]]:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from agents.actions import ActionSet
 from agents.errors import DataError, OptionError
+from recorder.coverage import measure_coverage
 from recorder.episodes import EpisodeWriter, read_episode
 from recorder.export import export_recording
 from recorder.pictures import VideoWriter, contact_sheet, draw_held_keys, save_png
@@ -242,6 +243,37 @@ def test_preview(recording: Recording, tmp_path: Path) -> None:
 def test_preview_of_less_than_asked_for(recording: Recording, tmp_path: Path) -> None:
     summary = preview_recording(recording.folder, tmp_path / "out", rows=9, columns=50, seconds=1000)
     assert (summary.episodes, summary.frames) == (3, 119)
+
+
+def walk(folder: Path, places: list[tuple[float, float, float]]) -> Recording:
+    names = ("POSITION_X", "POSITION_Y", "ANGLE")
+    header = RecordingHeader("doom/test", WITH_AXIS, 32, 48, 2, FPS, names, {"random": ""}, 0, {}, "notice")
+    recording = Recording.create_or_resume(folder, header)
+    with EpisodeWriter(recording.episode_path(0), 32, 48, 2, names, 0, "random") as writer:
+        for place in places:
+            writer.append(np.zeros((32, 48, 3), np.uint8), np.zeros(2), 0.0, dict(zip(names, place, strict=True)))
+        writer.finish(terminated=False, truncated=True)
+    return recording
+
+
+def test_coverage_counts_places_and_directions(tmp_path: Path) -> None:
+    # Two cells side by side, from which two directions of eight and one are seen, and one cell far away.
+    walked = walk(tmp_path / "walk", [(-1, 5, 0), (-60, 60, 359), (-1, 5, 92), (1, 5, 180), (130, -1, 45)])
+    coverage = measure_coverage(walked.episodes())
+    assert coverage is not None
+    assert coverage.corner == (-64, -64)
+    assert coverage.frames.shape == (4, 2, 8)
+    assert coverage.frames[0, 1].tolist() == [2, 0, 1, 0, 0, 0, 0, 0]
+    assert coverage.frames[1, 1, 4] == coverage.frames[3, 0, 1] == 1
+    assert (coverage.cells, coverage.directions) == (3, pytest.approx((2 + 1 + 1) / 24))
+    summary = preview_recording(walked.folder, tmp_path / "out", rows=1)
+    assert (summary.cells, summary.coverage) == (3, str(tmp_path / "out" / "coverage.png"))
+    assert Image.open(summary.coverage).width > 400
+
+
+def test_no_coverage_of_who_cannot_walk(recording: Recording, tmp_path: Path) -> None:
+    assert measure_coverage(recording.episodes()) is None
+    assert measure_coverage(walk(tmp_path / "turret", [(1, 1, 0), (1, 1, 90), (1, 1, float("nan"))]).episodes()) is None
 
 
 def test_preview_refusals(recording: Recording, tmp_path: Path) -> None:
