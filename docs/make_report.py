@@ -60,9 +60,19 @@ def newest_benchmark() -> dict[str, Any]:
     return found[-1]
 
 
+def quickest(bench: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """For one player, by number of steps, the row of the number format and mode that is quickest."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in bench["rows"]:
+        steps = str(row["steps"])
+        if row["batch"] == 1 and row["fps"] > best.get(steps, {"fps": 0.0})["fps"]:
+            best[steps] = row
+    return best
+
+
 def readme_figures(metrics: dict[str, Any], bench: dict[str, Any]) -> str:
     """The README's table."""
-    rows = {str(row["steps"]): row for row in bench["rows"] if row["batch"] == 1 and row["mode"] == "eager"}
+    rows = quickest(bench)
     forced = metrics["teacher_forced"]
 
     def line(label: str, values: list[str]) -> str:
@@ -100,7 +110,7 @@ def paper_figures(metrics: dict[str, Any], bench: dict[str, Any]) -> str:
     distilled = (
         "distilled" if "student" in read_config(SHIPPED / DEFAULT_CHECKPOINT).training["minutes"] else "not distilled"
     )
-    fps = {str(row["steps"]): row["fps"] for row in bench["rows"] if row["batch"] == 1 and row["mode"] == "eager"}
+    fps = {steps: row["fps"] for steps, row in quickest(bench).items()}
     after = round(3 * metrics["fps"])
     free = drift["psnr"][after - 1] if len(drift["psnr"]) >= after else None
     frechet = metrics.get("frechet") or {}

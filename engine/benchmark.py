@@ -17,6 +17,7 @@ import torch
 
 from agents.errors import OptionError
 from engine.game import NeuralGame
+from engine.packing import flop_formulas
 from gamengen.checkpoints import Checkpoint, load_checkpoint
 from gamengen.device_limits import count_work, measure_ceiling, median_seconds
 from gamengen.devices import choose_device, describe_device
@@ -124,7 +125,7 @@ def _measure_row(game: NeuralGame, frames: int, ceiling: dict[str, float]) -> di
     decode = median_seconds(game.decode_now, game.device, repeats)
     copy = median_seconds(game.copy_now, game.device, repeats)
     noise = game.draw_noise()
-    work = count_work(lambda: game.make_now(noise))
+    work = count_work(lambda: game.make_now(noise), flop_formulas())
     median = float(np.median(times))
     bounds = {"compute": work.gflop / ceiling["gflops"], "memory": game.weight_bytes / 1e9 / ceiling["gbytes_per_s"]}
     bound = max(bounds, key=lambda name: bounds[name])

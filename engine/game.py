@@ -15,6 +15,7 @@ import torch
 from agents.actions import ActionSet
 from agents.errors import ActionError, OptionError
 from engine.frame_maker import FrameMaker
+from engine.packing import can_pack, pack
 from gamengen.autoencoder import Before, pixels_of
 from gamengen.checkpoints import Checkpoint, load_checkpoint
 from gamengen.devices import choose_device, has_bf16, place
@@ -99,6 +100,10 @@ class NeuralGame:
             self._autoencoder.compensation.camera.float()  # a turn must be exact to a part of a pixel
         self._denoiser = place(loaded.denoiser, self.device, self.dtype)
         self._head = place(loaded.outcome, self.device, self.dtype) if loaded.outcome is not None else None
+        if mode in ("auto", "eager") and can_pack(self.device):
+            for part in (self._autoencoder.decoder, self._autoencoder.compensation, self._denoiser, self._head):
+                if part is not None:
+                    pack(part)
         self._maker = FrameMaker(self._autoencoder, self._denoiser, self._head, mode)
         self._spawns = loaded.spawns
         self.reseed(seed)

@@ -148,10 +148,10 @@ class Autoencoder(nn.Module):
         features = self.decoder[0](latents) + self.compensation.latent_first(before.latents)
         features = self.decoder[1 : near - 2](features)
         flow = self.compensation.flow(features, before.actions)
-        moved = self.compensation.move(pixels_of(before.frames), flow)
-        features = self.decoder[near - 2 : near](features) + self.compensation.frames_first(moved.to(features.dtype))
+        pictures = self.compensation.move(before.frames, flow)
+        features = self.decoder[near - 2 : near](features) + self.compensation.see(pictures, features.dtype)
         features = self.decoder[near:-1](features)
-        return self.compensation.mix(self.decoder[-1](features), features, moved), flow
+        return self.compensation.mix(self.decoder[-1](features), features, pictures), flow
 
 
 def normalise(latents: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ LOCAL_UNIT = 0.1  # pixels: what the features add is a correction, and must not 
 MASK_WIDTH = 16
 DIFFERENCE_GAIN = 8.0
 COPY_BIAS = -1.0  # fresh weights mostly decode
+LARGEST_LOGIT = 30.0  # a picture that weighs e^30 is all that is seen
 PICTURES = 3  # decoded, moved, still
 
 
@@ -78,26 +79,43 @@ class Compensation(nn.Module):
                     hidden = layer(hidden)
         return homography_flow(CAMERA_UNIT * hidden, height, width)
 
-    def move(self, last: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
-        """Patches (B, 2 * 3 * patch^2, H/4, W/4) of the last pixels (B, 3, H, W), moved and as they were."""
-        moved = warp(last, flow)
-        return torch.cat([F.pixel_unshuffle(moved, self._patch), F.pixel_unshuffle(last, self._patch)], dim=1)
+    def move(self, frames: torch.Tensor, flow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The last frames (B, H, W, 3) uint8 as patches, moved and as they were.
 
-    def mix(self, decoded: torch.Tensor, features: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
-        """The three pictures, mixed; patches (B, 3 * patch^2, H/4, W/4) as ``decoded``.
+        Returns:
+            Two pictures (B, H/4, W/4, 3, patch^2) float32 in [-1, 1].
+        """
+        size = self._patch
+        split = frames.unflatten(2, (-1, size)).unflatten(1, (-1, size))
+        still = split.permute(0, 1, 3, 5, 2, 4).flatten(4).float().div_(127.5).sub_(1)  # bytes are quicker to reorder
+        pixels = frames.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        moved = warp(pixels, flow).unflatten(3, (-1, size)).unflatten(2, (-1, size))
+        return moved.permute(0, 2, 4, 1, 3, 5).flatten(4), still
+
+    def see(self, pictures: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """Features (B, widths[0], H/4, W/4) of the pictures of :meth:`move`."""
+        patches = torch.cat([picture.to(dtype).flatten(3) for picture in pictures], dim=3)
+        return self.frames_first(patches.permute(0, 3, 1, 2))
+
+    def mix(
+        self, decoded: torch.Tensor, features: torch.Tensor, pictures: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        """The decoded picture, patches (B, 3 * patch^2, H/4, W/4), mixed with the two of :meth:`move`; as ``decoded``.
 
         A picture's weight depends on the features, and on how far it is from the decoded one round about.
         """
-        area = self._patch**2
-        pictures = torch.cat([decoded.float(), moved.float()], dim=1).unflatten(1, (PICTURES, 3, area))
-        difference = pictures[:, 1:] - pictures[:, :1]
-        near = DIFFERENCE_GAIN * torch.cat(
-            [difference.mean(3).abs().mean(2), difference.abs().mean((2, 3))], dim=1
-        ).to(features.dtype)  # fmt: skip
+        mixed = decoded.permute(0, 2, 3, 1).float().unflatten(3, (3, -1))
+        differences = [picture - mixed for picture in pictures]
+        coarse = [difference.mean(4).abs().mean(3) for difference in differences]
+        fine = [difference.abs().mean((3, 4)) for difference in differences]
+        near = DIFFERENCE_GAIN * torch.stack([*coarse, *fine], dim=1).to(features.dtype)
         masks = self.masks_last(features) + self.difference_last(F.silu(self.difference_first(near)))
-        masks = masks.float().unflatten(1, (PICTURES - 1, area))
-        weights = torch.cat([torch.zeros_like(masks[:, :1]), masks], dim=1).softmax(1)[:, :, None]
-        return (weights * pictures).sum(1).flatten(1, 2)
+        # The softmax over the logits of the two and 0, which is the decoded picture's.
+        odds = masks.permute(0, 2, 3, 1).float().clamp(max=LARGEST_LOGIT).exp().unflatten(3, (PICTURES - 1, 1, -1))
+        shares = odds / (1 + odds.sum(3, keepdim=True))
+        for difference, share in zip(differences, shares.unbind(3), strict=True):
+            mixed = torch.addcmul(mixed, share, difference)
+        return mixed.flatten(3).permute(0, 3, 1, 2)
 
 
 def homography_flow(coefficients: torch.Tensor, height: int, width: int) -> torch.Tensor:

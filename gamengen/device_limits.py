@@ -43,9 +43,12 @@ def measure_ceiling(device: torch.device, dtype: torch.dtype) -> dict[str, float
     return {"gflops": round(2 * size**3 / product / 1e9, 1), "gbytes_per_s": round(2 * source.nbytes / copy / 1e9, 1)}
 
 
-def count_work(work: Callable[[], Any]) -> Work:
-    """Run ``work`` once and count what it asks of the device."""
-    with FlopCounterMode(display=False) as flops, _Traffic() as traffic:
+def count_work(work: Callable[[], Any], formulas: dict[Any, Callable[..., int]] | None = None) -> Work:
+    """Run ``work`` once and count what it asks of the device.
+
+    ``formulas`` give the floating-point operations of operators that PyTorch's counter does not know.
+    """
+    with FlopCounterMode(display=False, custom_mapping=formulas) as flops, _Traffic() as traffic:
         work()
     return Work(flops.get_total_flops() / 1e9, traffic.operations, traffic.bytes / 1e9)
 

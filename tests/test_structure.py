@@ -34,7 +34,8 @@ HEAVY = {
     "av": {"recorder/pictures.py"},
     "h5py": {"recorder/episodes.py"},
     "hdf5plugin": {"recorder/episodes.py"},
-    "matplotlib": {"gamengen/evaluation/plots.py"},
+    "matplotlib": {"gamengen/evaluation/plots.py", "recorder/coverage.py"},
+    "accelerate": {"gamengen/processes.py"},
     "torchmetrics": {"gamengen/evaluation/similarity.py", "gamengen/train_outcome.py"},
     "tensorboard": set(),
     "tyro": FRONT_DESK,
@@ -125,7 +126,8 @@ def test_heavy_packages_are_where_they_belong(path: Path) -> None:
 def test_own_modules_alone_are_imported_by_full_name(path: Path) -> None:
     """Every package imported is ours, Python's, or declared in pyproject.toml."""
     known = {"numpy", "torch", "gymnasium", "vizdoom", "stable_baselines3", "h5py", "hdf5plugin", "safetensors",
-             "tyro", "rich", "pygame", "av", "PIL", "tensorboard", "matplotlib", "torchmetrics"}  # fmt: skip
+             "tyro", "rich", "pygame", "av", "PIL", "tensorboard", "matplotlib", "torchmetrics",
+             "accelerate"}  # fmt: skip
     for module, _ in imports(path):
         assert top(module) in {*known, *ROOMS, *sys.stdlib_module_names}, f"{name_of(path)} imports {module}"
 
