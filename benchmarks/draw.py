@@ -1,7 +1,7 @@
 """Draw the dated results of this folder: ``python benchmarks/draw.py``, into ``frames_per_second.png``.
 
-Each line is one result of ``gamengen bench --json``, frames a second over sampling steps, for one player, in the mode and
-the number format that were quickest there.
+Each line is one result of ``gamengen bench --json``, frames a second over sampling steps, for one player, in the mode
+and the number format that were quickest there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> None:
         axes.plot(steps, [best[count] for count in steps], marker="o", label=path.stem)
     axes.axhline(35, color="grey", linewidth=1, linestyle="--")
     axes.annotate("Doom's own clock", (axes.get_xlim()[1], 35), ha="right", va="bottom", color="grey")
-    axes.set(xlabel="sampling steps", ylabel="frames a second, 320×240", ylim=(0, None))
+    axes.set(xlabel="sampling steps", ylabel="frames a second, 320x240", ylim=(0, None))
     axes.legend()
     figure.tight_layout()
     figure.savefig(FOLDER / "frames_per_second.png", dpi=100)

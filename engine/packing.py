@@ -1,9 +1,8 @@
 """Convolutions laid out once for this CPU, with what follows them in the same pass.
 
-PyTorch reorders a convolution's weights into oneDNN's own layout at every call, which for small pictures takes as long as a
-third of the convolution itself. Here they are reordered once, and the activation or the addition that follows is computed
-while the result is still in the cache, by the operators that ``torch.compile`` uses too. The results are the same to
-rounding.
+PyTorch reorders a convolution's weights into oneDNN's own layout at every call, which for small pictures takes a third
+of the time. Here they are reordered once, and the activation or the addition that follows is computed while the result
+is still in the cache, by the operators that ``torch.compile`` uses too. The results are the same to rounding.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ class DecoderTask(Task):
         context, actions = (part.to(self._device) for part in self._plays.contexts())
         noise = torch.randn(context[:, 0].shape, generator=generator, device=self._device)
         steps = int(rng.choice(STEPS))
-        predicted = spread(lambda *parts: self._predict(*parts, steps), context, actions, noise)
+        predicted = spread(lambda past, held, start: self._predict(past, held, start, steps), context, actions, noise)
         frames, latents = (share(part).to(self._device) for part in self._plays.targets())
         target = pixels_of(frames)
         before = Before(share(context[:, -1]), share(self._plays.last()).to(self._device), share(actions))

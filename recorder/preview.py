@@ -53,8 +53,8 @@ class RecordingDescription:
 class PreviewSummary:
     """What :func:`preview_recording` wrote.
 
-    ``coverage`` is a map of where the player was; None where the game tells no positions or he cannot walk. ``cells`` are
-    the places of 64x64 map units that he entered, ``directions`` the share of directions seen from them.
+    ``coverage`` is a map of where the player was; None where the game tells no positions or he cannot walk. ``cells``
+    are the places of 64x64 map units that he entered, ``directions`` the share of directions seen from them.
     """
 
     sheet: str
