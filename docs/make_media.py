@@ -20,9 +20,10 @@ from recorder.pictures import contact_sheet, draw_held_keys, save_png
 MEDIA = Path(__file__).parent / "media"
 # What is held, and for how many frames: looks around, fires, changes its mind.
 KEYS = (
-    ("TURN_LEFT", 12), ("", 4), ("ATTACK", 6), ("", 8), ("TURN_RIGHT", 18), ("TURN_RIGHT ATTACK", 5), ("", 6),
+    ("", 3), ("TURN_LEFT", 5), ("", 4), ("ATTACK", 6), ("", 6), ("TURN_RIGHT", 22), ("TURN_RIGHT ATTACK", 5), ("", 6),
     ("ATTACK", 4), ("TURN_LEFT", 26), ("", 10), ("TURN_LEFT ATTACK", 4), ("TURN_RIGHT", 9), ("ATTACK", 5), ("", 11),
 )  # fmt: skip
+SPAWN = 4  # where something is near
 FRAMES = 512
 GIF_FRAMES = 96
 GIF_SKIP = 2
@@ -32,7 +33,7 @@ SHEET_EVERY = 32
 def main() -> None:
     """Play and write the pictures."""
     game = NeuralGame(seed=1)
-    game.reset(0)
+    game.reset(SPAWN)
     script = itertools.cycle(keys.split() for keys, count in KEYS for _ in range(count))
     frames = []
     for _, held in zip(range(FRAMES), script, strict=False):

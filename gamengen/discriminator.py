@@ -1,8 +1,8 @@
 """A small patch discriminator: tells real frames from decoded ones, so that the decoder learns to be as sharp.
 
 An absolute or squared error asks for the mean of all that may come, which is blurred. A discriminator asks for one
-that may be real (Isola et al., arXiv 1611.07004; hinge loss as in Lim and Ye, arXiv 1705.02894; its weight by gradients as in
-Esser et al., arXiv 2012.09841, equation 7). It is used in training alone.
+that may be real (Isola et al., arXiv 1611.07004; hinge loss as in Lim and Ye, arXiv 1705.02894; its weight by gradients
+as in Esser et al., arXiv 2012.09841, equation 7). It is used in training alone.
 """
 
 from __future__ import annotations
