@@ -38,7 +38,7 @@ from gamengen.latents import (
 from gamengen.model_card import write_card
 from gamengen.outcome import OutcomeHead
 from gamengen.presets import find_preset
-from gamengen.processes import first_goes_first
+from gamengen.processes import first_goes_first, is_first
 from gamengen.spawns import choose_spawns
 from gamengen.train_autoencoder import POOL_FRAMES, AutoencoderTask, load_frame_pool
 from gamengen.train_decoder import CAMERA_PAIRS, DecoderTask, find_footage
@@ -122,8 +122,10 @@ def _check_made_for(folder: Path, part: str, model: nn.Module) -> None:
         if path.is_file() and json.loads(path.read_text()) != own:
             what = f"the {folder.name} in the work folder was trained for another {part}"
             raise CheckpointError(what, folder, "delete this folder to train it anew")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, own)
+        with first_goes_first():
+            folder.mkdir(parents=True, exist_ok=True)
+            if is_first():
+                write_json(path, own)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot use it ({error})", path, "delete this folder to train it anew") from error
 

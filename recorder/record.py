@@ -199,9 +199,7 @@ class _Run:
             self._replace(worker)
             return
         if kind == "episode":
-            frames, size, restarts = rest
-            self._frames, self._bytes, self._episodes = self._frames + frames, self._bytes + size, self._episodes + 1
-            self._restarts, self._failures_in_a_row = self._restarts + restarts, 0
+            self._count_episode(*rest)
         elif kind == "lost":
             self._restarts += ATTEMPTS
             self._count_failure(rest[0])
@@ -214,6 +212,10 @@ class _Run:
             worker.connection.send(worker.number)
         except OSError:
             self._replace(worker)
+
+    def _count_episode(self, frames: int, size: int, restarts: int) -> None:
+        self._frames, self._bytes, self._episodes = self._frames + frames, self._bytes + size, self._episodes + 1
+        self._restarts, self._failures_in_a_row = self._restarts + restarts, 0
 
     def _replace(self, worker: _Worker) -> None:
         """Another process takes over the episode of one that was killed or crashed."""
@@ -242,9 +244,9 @@ class _Run:
         """Tell the workers to end, and end those that do not."""
         self._stop.value = 1
         try:
-            for worker in self._workers:
-                worker.connection.close()
             limit = time.monotonic() + END_SECONDS
+            for worker in self._workers:
+                self._hear_the_last(worker, limit)
             for worker in self._workers:
                 worker.process.join(max(0.0, limit - time.monotonic()))
         finally:  # also at a second Ctrl-C
@@ -255,6 +257,15 @@ class _Run:
             if killed or self._restarts:
                 _remove_orphans(self._options.spec)
             self._recording.remove_partials()
+
+    def _hear_the_last(self, worker: _Worker, limit: float) -> None:
+        """Count an episode that was finished as the end was told; until ``limit`` of the monotonic clock."""
+        with contextlib.suppress(EOFError, OSError):
+            if worker.connection.poll(max(0.0, limit - time.monotonic())):
+                kind, *rest = worker.connection.recv()
+                if kind == "episode":
+                    self._count_episode(*rest)
+        worker.connection.close()
 
 
 class StreamRecorder:

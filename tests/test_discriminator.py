@@ -32,7 +32,7 @@ def test_what_it_asks_for_makes_a_picture_sharper(critic: Critic) -> None:
     for step in range(30):
         critic.learn(*sharp_and_blurred(step))
     made = sharp_and_blurred(1000)[1].clone().requires_grad_()
-    before = float(critic._model(made).mean())
+    before = float(critic._model(made).detach().mean())
     loss = critic.loss(made, (made - made.detach() + 0.1).square().mean(), 0.5)
     (gradient,) = torch.autograd.grad(loss, made)
     assert float(critic._model(made - 2 * gradient / gradient.abs().max()).mean()) > before
