@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gamengen.checkpoints import CheckpointConfig
+from gamengen.evaluation.tables import steps_label
 
 
 def write_card(config: CheckpointConfig, metrics: dict[str, Any]) -> str:
@@ -58,4 +59,4 @@ def _drift_line(metrics: dict[str, Any]) -> str:
     known = len(drift["frames"])
     marks = [frame for frame in (1, 16, 64, 256, 512) if frame <= known and drift["psnr"][frame - 1] is not None]
     points = ", ".join(f"{drift['psnr'][frame - 1]:.2f} dB after {frame}" for frame in marks)
-    return f"Free play under recorded actions ({drift['steps']} steps a frame): {points} frames."
+    return f"Free play under recorded actions ({steps_label(str(drift['steps']))} a frame): {points} frames."
