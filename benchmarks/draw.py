@@ -18,6 +18,8 @@ def main() -> None:
     """Read every result and write the picture."""
     figure, axes = plt.subplots(figsize=(8, 4.5))
     for path in sorted(FOLDER.glob("*.json")):
+        if path.stem.endswith("training"):
+            continue
         result = json.loads(path.read_text())
         best: dict[int, float] = {}
         for row in result["rows"]:

@@ -56,7 +56,7 @@ def read_metrics() -> dict[str, Any]:
 
 def newest_benchmark() -> dict[str, Any]:
     """The newest file of ``benchmarks`` whose rows are of the shipped checkpoint on a CPU."""
-    found = [json.loads(path.read_text()) for path in sorted((ROOT / "benchmarks").glob("*cores*.json"))]
+    found = [json.loads(path.read_text()) for path in sorted((ROOT / "benchmarks").glob("*cores.json"))]
     return found[-1]
 
 

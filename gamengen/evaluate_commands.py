@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Json = Annotated[Path | None, tyro.conf.arg(help="write the summary to this file as JSON too")]
 CheckpointName = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CHECKPOINT]")]
-Measure = Literal["drift", "no_action", "collapse", "actions", "agent", "frechet", "return"]
+Measure = Literal["drift", "no_action", "collapse", "actions", "agent", "frechet", "return", "outcome"]
 
 
 @dataclass(frozen=True)

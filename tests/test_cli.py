@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -367,6 +367,13 @@ def test_evaluate(run: Run, tiny: Path, basic_recording: Path, tmp_path: Path) -
     assert summary["psnr_4_steps"] == metrics["teacher_forced"]["4"]["psnr"]
     assert metrics["agent"] is metrics["collapse"] is None
     assert "report.md" in out
+
+
+def test_every_measure_can_be_named() -> None:
+    from gamengen.evaluate_commands import Measure
+    from gamengen.evaluation.options import MEASURES
+
+    assert set(get_args(Measure)) == set(MEASURES)
 
 
 def test_info(run: Run, tmp_path: Path) -> None:
