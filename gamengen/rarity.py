@@ -47,7 +47,8 @@ class Rarity:
 
     def frame_weights(self, latents: torch.Tensor) -> torch.Tensor:
         """The mean weight of each of many frames (N, C, h, w), (N,) on the CPU."""
-        return torch.cat([self.weight(part).mean(dim=(1, 2)) for part in latents.split(CHUNK)]).cpu()
+        parts = (part.to(self._mean.device) for part in latents.split(CHUNK))  # which may not all fit there
+        return torch.cat([self.weight(part).mean(dim=(1, 2)) for part in parts]).cpu()
 
     def _away(self, latents: torch.Tensor) -> torch.Tensor:
         return (latents.float() - self._mean).permute(2, 3, 0, 1)  # (h, w, B, C)
