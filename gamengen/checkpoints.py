@@ -2,8 +2,9 @@
 
 ``config.json``, ``autoencoder.safetensors``, ``denoiser.safetensors``, ``spawns.safetensors``, ``metrics.json`` and
 ``README.md``, and ``outcome.safetensors`` where the model tells rewards and ends. Spawns are stored as compressed
-bytes, weights as float16, in files of at most 16 MiB (larger models are sharded with an index, as is usual). Loading
-is strict and runs no pickle.
+bytes; weights as bytes, with a float32 scale for each output channel under the same name with ``.scale``, and
+what is small as float16; in files of at most 16 MiB (larger models are sharded with an index, as is usual). Format
+version 1 had all weights as float16. Loading is strict and runs no pickle.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import lzma
 import math
 import shutil
 import subprocess
+import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,11 +33,14 @@ from gamengen.diffusion import SamplerConfig
 from gamengen.outcome import OutcomeConfig, OutcomeHead
 from recorder.recording import write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READ_VERSIONS = (1, 2)
 SHARD_BYTES = 16 * 2**20
 SHIPPED = Path(__file__).parent / "weights"
 DEFAULT_CHECKPOINT = "defend_the_center"
 UNFINISHED = (".partial", ".old")  # what a killed save may leave beside a checkpoint
+SCALE = ".scale"
+BYTES_FROM = 4096  # elements of a weight that is stored in bytes; smaller ones take little room
 
 
 @dataclass(frozen=True)
@@ -142,8 +147,9 @@ def read_config(folder: Path) -> CheckpointConfig:
     path = folder / "config.json"
     data = _read_json(path)
     version = data.get("format_version")
-    if version != FORMAT_VERSION:
-        what = f"the checkpoint has format version {version}, this program reads {FORMAT_VERSION}"
+    if version not in READ_VERSIONS:
+        readable = " and ".join(map(str, READ_VERSIONS))
+        what = f"the checkpoint has format version {version}, this program reads {readable}"
         raise CheckpointError(what, path, "make it anew, or install the gamengen that made it")
     try:
         data["action_set"] = ActionSet.from_json(data["action_set"])
@@ -157,7 +163,7 @@ def read_config(folder: Path) -> CheckpointConfig:
                 continue
             values: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in data[name].items()}
             data[name] = kind(**values)
-        config = CheckpointConfig(**data)
+        config = CheckpointConfig(**{**data, "format_version": FORMAT_VERSION})
         _check_config(config)
     except (KeyError, TypeError, ValueError, AttributeError, ActionError, OptionError) as error:
         reason = error.what if isinstance(error, GamengenError) else f"{type(error).__name__}: {error}"
@@ -208,8 +214,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, card: str) -> None:
         if checkpoint.outcome is not None:
             models["outcome"] = checkpoint.outcome
         for name, model in models.items():
-            half = {key: value.detach().half().cpu().contiguous() for key, value in model.state_dict().items()}
-            _save_tensors(half, partial, name)
+            _save_tensors(stored_weights(model.state_dict()), partial, name)
         latents = checkpoint.spawns.latents.float() / _spawn_unit(checkpoint.config.denoiser.channels)
         spawns = {
             "latents": _packed(latents.round().clamp(-127, 127).to(torch.int8)),
@@ -245,6 +250,39 @@ def _load_spawns(folder: Path, config: CheckpointConfig) -> Spawns:
         path = folder / "spawns.safetensors"
         raise CheckpointError("the stored starts do not fit the model", path, "restore the file")
     return Spawns(found["latents"].half() * _spawn_unit(channels), actions, found.get("frames"))
+
+
+def stored_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a file keeps of ``weights``: large ones (out, ...) as int8 with a ``.scale`` (out,), others as float16."""
+    stored: dict[str, torch.Tensor] = {}
+    for name, weight in weights.items():
+        value = weight.detach().float().cpu()
+        if value.ndim < 2 or value.numel() < BYTES_FROM:
+            stored[name] = value.half().contiguous()
+            continue
+        rows = value.flatten(1)
+        scale = (rows.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        stored[name] = (rows / scale[:, None]).round().to(torch.int8).view(value.shape)
+        stored[name + SCALE] = scale
+    return stored
+
+
+def restored_weights(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The float32 weights of :func:`stored_weights`, and of files of format version 1.
+
+    Raises:
+        RuntimeError: a scale is missing, belongs to nothing, or does not fit.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    for name, value in stored.items():
+        scaled = value.dtype == torch.int8
+        if name.endswith(SCALE) and stored.get(name.removesuffix(SCALE), value).dtype == torch.int8:
+            continue
+        scale = stored.get(name + SCALE) if scaled else None
+        if scaled and (scale is None or value.ndim < 2 or scale.shape != value.shape[:1]):
+            raise RuntimeError(f"{name} is stored in bytes and has no fitting scale")
+        weights[name] = value.float() if scale is None else value.float() * scale.view(-1, *[1] * (value.ndim - 1))
+    return weights
 
 
 def _packed(tensor: torch.Tensor) -> torch.Tensor:
@@ -286,9 +324,9 @@ def check_writable(folder: Path) -> None:
     parent = next(path for path in folder.absolute().parents if path.exists())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        probe = folder.with_name(folder.name + ".probe")
-        probe.mkdir(exist_ok=True)
-        probe.rmdir()
+        # A name of its own, as several processes that train together each look.
+        with tempfile.TemporaryDirectory(prefix=folder.name, suffix=".probe", dir=folder.parent):
+            pass
     except OSError as error:
         raise CheckpointError(f"cannot write here ({error.strerror})", parent, "choose another --out") from error
 
@@ -325,7 +363,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _load_model(model: nn.Module, folder: Path, name: str) -> None:
     tensors = _load_tensors(folder, name)
     try:
-        model.load_state_dict({key: value.float() for key, value in tensors.items()})
+        model.load_state_dict(restored_weights(tensors))
     except RuntimeError as error:
         what = f"its tensors do not fit config.json ({' '.join(str(error).split())[:120]})"
         raise CheckpointError(what, folder / f"{name}.safetensors", "restore the file") from error

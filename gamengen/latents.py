@@ -48,7 +48,7 @@ class LatentEpisodes:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """A hash of all weights, rounded to float16 as checkpoints store them."""
+    """A hash of all weights, rounded to float16."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())

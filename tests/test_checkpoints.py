@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import gamengen.checkpoints
 from agents.errors import CheckpointError
@@ -22,8 +24,10 @@ from gamengen.checkpoints import (
     check_writable,
     find_checkpoint,
     load_checkpoint,
+    restored_weights,
     save_checkpoint,
     shipped_checkpoints,
+    stored_weights,
 )
 
 Damage = Callable[[Path], Any]
@@ -40,15 +44,22 @@ def folder(checkpoint: Checkpoint, tmp_path: Path) -> Path:
     return tmp_path / "game"
 
 
+def as_stored(model: nn.Module) -> nn.Module:
+    """``model`` with the weights that a file keeps of it."""
+    other = copy.deepcopy(model)
+    other.load_state_dict(restored_weights(stored_weights(model.state_dict())))
+    return other
+
+
 def assert_same(found: Checkpoint, expected: Checkpoint) -> None:
     assert found.config == expected.config
     assert found.metrics == expected.metrics
     for name in ("autoencoder", "denoiser"):
-        weights, wanted = getattr(found, name).state_dict(), getattr(expected, name).state_dict()
+        weights, wanted = getattr(found, name).state_dict(), as_stored(getattr(expected, name)).state_dict()
         assert list(weights) == list(wanted)
         for key, value in wanted.items():
             assert weights[key].dtype == torch.float32
-            assert torch.equal(weights[key], value.half().float()), key
+            assert torch.equal(weights[key], value), key
         assert not getattr(found, name).training
     # Spawns are stored as bytes.
     torch.testing.assert_close(found.spawns.latents.float(), expected.spawns.latents.float(), rtol=0, atol=0.02)
@@ -176,7 +187,7 @@ FAULTS: list[tuple[str, str, Damage]] = [
     ("frames of another size", "stored starts do not fit",
      change_tensors("spawns.safetensors", frames=torch.zeros(3, 32, 80, 3, dtype=torch.uint8))),
     ("spawn size", "stored starts do not fit", change_config(height=64)),
-    ("version", f"format version 2, this program reads {FORMAT_VERSION}", change_config(format_version=2)),
+    ("version", f"format version 3, this program reads 1 and {FORMAT_VERSION}", change_config(format_version=3)),
     ("version", "format version None", drop_config("format_version")),
     ("config", "cannot read it", replace_by("config.json", b"{")),
     ("config", "cannot read it", replace_by("config.json", b"\xff\xfe\x00")),
@@ -317,10 +328,49 @@ def test_a_full_disk_harms_nothing(
 
 
 def test_a_saved_checkpoint_plays_as_the_one_in_memory(checkpoint: Checkpoint, folder: Path) -> None:
-    half = replace(
-        checkpoint, autoencoder=checkpoint.autoencoder.half().float(), denoiser=checkpoint.denoiser.half().float(),
+    stored = replace(
+        checkpoint, autoencoder=as_stored(checkpoint.autoencoder), denoiser=as_stored(checkpoint.denoiser),
         spawns=load_checkpoint(folder).spawns,
     )  # fmt: skip
-    one, other = (NeuralGame(source, "cpu", dtype="float32") for source in (half, folder))
+    one, other = (NeuralGame(source, "cpu", dtype="float32") for source in (stored, folder))
     for action in ([1, 0], [0, 1], [0, 0]):
         assert (one.step(action) == other.step(action)).all()
+
+
+def test_weights_in_bytes(folder: Path, checkpoint: Checkpoint) -> None:
+    weight = torch.randn(32, 16, 3, 3, generator=torch.Generator().manual_seed(1))
+    weight *= torch.logspace(-6, 3, 32)[:, None, None, None]
+    weight[3] = 0
+    stored = stored_weights({"large": weight, "small": weight[:2], "bias": weight.flatten()})
+    assert {name: value.dtype for name, value in stored.items()} == {
+        "large": torch.int8, "large.scale": torch.float32, "small": torch.float16, "bias": torch.float16,
+    }  # fmt: skip
+    restored = restored_weights(stored)
+    assert list(restored) == ["large", "small", "bias"]
+    steps = weight.flatten(1).abs().amax(1)[:, None, None, None] / 127
+    assert ((restored["large"] - weight).abs() <= 0.51 * steps).all()
+    again = stored_weights(restored)
+    assert all(torch.equal(again[name], stored[name]) for name in ("large", "small"))
+    for broken in (
+        {"large": stored["large"]},
+        {"large": stored["large"], "large.scale": stored["large.scale"][1:]},
+    ):
+        with pytest.raises(RuntimeError, match="no fitting scale"):
+            restored_weights(broken)
+    path = folder / "denoiser.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith(".scale"))
+    save_file({key: value for key, value in tensors.items() if key != name}, path)
+    with pytest.raises(CheckpointError, match="do not fit config.json .* no fitting scale"):
+        load_checkpoint(folder)
+
+
+def test_the_first_format_is_read(folder: Path, checkpoint: Checkpoint) -> None:
+    for name in ("autoencoder", "denoiser"):
+        half = {key: value.half() for key, value in getattr(checkpoint, name).state_dict().items()}
+        save_file(half, folder / f"{name}.safetensors")
+    change_config(format_version=1)(folder)
+    found = load_checkpoint(folder)
+    assert found.config == checkpoint.config
+    for key, value in checkpoint.denoiser.state_dict().items():
+        assert torch.equal(found.denoiser.state_dict()[key], value.half().float()), key
