@@ -1,8 +1,8 @@
 """Make the README's pictures from the shipped checkpoint: ``python docs/make_media.py``.
 
-``media/play.gif`` is free play under a fixed script of keys; ``media/long_play.png`` shows every 32nd frame of
-512 frames of it. With the folder of a ``gamengen evaluate`` report as argument, its sheets are copied too, at half
-size.
+``media/play.gif`` is free play under a fixed script of keys; ``media/long_play.png`` shows every 64th frame of a
+minute of it, ``media/minute.mp4`` all of them. With the folder of a ``gamengen evaluate`` report as argument, its
+sheets are copied too, at half size.
 """
 
 from __future__ import annotations
@@ -15,35 +15,47 @@ import numpy as np
 from PIL import Image
 
 from engine.game import NeuralGame
-from recorder.pictures import contact_sheet, draw_held_keys, save_png
+from gamengen.checkpoints import DEFAULT_CHECKPOINT
+from recorder.pictures import VideoWriter, contact_sheet, draw_held_keys, save_png
 
 MEDIA = Path(__file__).parent / "media"
-# What is held, and for how many frames: looks around, fires, changes its mind.
-KEYS = (
-    ("", 3), ("TURN_LEFT", 5), ("", 4), ("ATTACK", 6), ("", 6), ("TURN_RIGHT", 22), ("TURN_RIGHT ATTACK", 5), ("", 6),
-    ("ATTACK", 4), ("TURN_LEFT", 26), ("", 10), ("TURN_LEFT ATTACK", 4), ("TURN_RIGHT", 9), ("ATTACK", 5), ("", 11),
-)  # fmt: skip
-SPAWN = 4  # where something is near
-FRAMES = 512
+# A spawn where something is near, and what is held, for how many frames.
+SCRIPTS = {
+    "defend_the_center": (4, (
+        ("", 3), ("TURN_LEFT", 5), ("", 4), ("ATTACK", 6), ("", 6), ("TURN_RIGHT", 22), ("TURN_RIGHT ATTACK", 5),
+        ("", 6), ("ATTACK", 4), ("TURN_LEFT", 26), ("", 10), ("TURN_LEFT ATTACK", 4), ("TURN_RIGHT", 9), ("ATTACK", 5),
+        ("", 11),
+    )),
+    "deathmatch": (0, (
+        ("MOVE_FORWARD", 14), ("MOVE_FORWARD TURN_LEFT", 5), ("MOVE_FORWARD", 8), ("ATTACK", 6), ("TURN_RIGHT", 9),
+        ("MOVE_FORWARD ATTACK", 8), ("MOVE_FORWARD", 12), ("TURN_RIGHT", 6), ("MOVE_FORWARD SPEED", 12), ("", 4),
+        ("MOVE_LEFT", 6), ("ATTACK", 5), ("MOVE_RIGHT", 6), ("TURN_LEFT", 12), ("MOVE_FORWARD", 16),
+        ("MOVE_BACKWARD", 6), ("MOVE_FORWARD TURN_RIGHT", 6), ("MOVE_FORWARD ATTACK", 9),
+    )),
+}  # fmt: skip
+SECONDS = 60
 GIF_FRAMES = 96
 GIF_SKIP = 2
-SHEET_EVERY = 32
+SHEET_EVERY = 64
 
 
 def main() -> None:
     """Play and write the pictures."""
     game = NeuralGame(seed=1)
-    game.reset(SPAWN)
-    script = itertools.cycle(keys.split() for keys, count in KEYS for _ in range(count))
+    spawn, keys = SCRIPTS[DEFAULT_CHECKPOINT]
+    game.reset(spawn)
+    script = itertools.cycle(held.split() for held, count in keys for _ in range(count))
     frames = []
-    for _, held in zip(range(FRAMES), script, strict=False):
-        action = game.action_set.encode(held)
-        frames.append(draw_held_keys(game.step(action), game.action_set, action))
     MEDIA.mkdir(exist_ok=True)
+    with VideoWriter(MEDIA / "minute.mp4", game.fps, *game.frame.shape[:2]) as video:
+        for _, held in zip(range(round(SECONDS * game.fps)), script, strict=False):
+            action = game.action_set.encode(held)
+            frames.append(draw_held_keys(game.step(action), game.action_set, action))
+            video.append(frames[-1])
     shown = [Image.fromarray(frame).quantize(48, dither=Image.Dither.NONE) for frame in frames[:GIF_FRAMES:GIF_SKIP]]
     pause = round(1000 * GIF_SKIP / game.fps)
     shown[0].save(MEDIA / "play.gif", save_all=True, append_images=shown[1:], duration=pause, loop=0, optimize=True)
-    rows = np.stack(frames[SHEET_EVERY - 1 :: SHEET_EVERY]).reshape(-1, 4, *frames[0].shape)
+    rows = np.stack(frames[SHEET_EVERY - 1 : 16 * SHEET_EVERY : SHEET_EVERY]).reshape(-1, 4, *frames[0].shape)
     labels = [f"frames {1 + 4 * SHEET_EVERY * i} to {4 * SHEET_EVERY * (i + 1)}" for i in range(len(rows))]
     save_half(contact_sheet(list(rows), labels=labels), "long_play")
     for report in map(Path, sys.argv[1:]):

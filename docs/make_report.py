@@ -1,7 +1,8 @@
-"""Put an evaluation of the shipped checkpoint into the documentation: ``python docs/make_report.py FOLDER``.
+"""Put evaluations of shipped checkpoints into the documentation: ``python docs/make_report.py FOLDER ...``.
 
-FOLDER is what ``gamengen evaluate`` wrote. The report goes to ``docs/report``; the figures go to the README, to
-``docs/paper.md``, and to the checkpoint's ``metrics.json`` and model card, so that all of them say the same.
+Each FOLDER is what ``gamengen evaluate`` wrote of one of them. The report goes to ``docs/report/NAME`` and the figures
+to the checkpoint's ``metrics.json`` and model card. The README's table and, of the default checkpoint, that of
+``docs/paper.md`` are written anew, so that all of them say the same; without a FOLDER that is all that is done.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gamengen.checkpoints import DEFAULT_CHECKPOINT, SHIPPED, read_config
+from gamengen.checkpoints import DEFAULT_CHECKPOINT, SHIPPED, read_config, shipped_checkpoints
 from gamengen.evaluation.tables import steps_label
 from gamengen.model_card import write_card
 from recorder.pictures import save_png
@@ -30,34 +31,41 @@ PAPER_STEPS = {"1": "25.47 (distilled 31.10)", "2": "31.91", "4": "32.58"}
 
 
 def main() -> None:
-    """Copy the report, then write the figures wherever they are told."""
-    report = Path(sys.argv[1])
-    REPORT.mkdir(exist_ok=True)
-    for path in sorted(report.iterdir()):
+    """Copy the reports, then write the figures wherever they are told."""
+    for folder in map(Path, sys.argv[1:]):
+        copy_report(folder)
+    write_block(ROOT / "README.md", readme_figures())
+    write_block(ROOT / "docs" / "paper.md", paper_figures())
+
+
+def copy_report(source: Path) -> None:
+    """Copy what ``gamengen evaluate`` wrote to ``docs/report`` and to the checkpoint that it is of."""
+    metrics = json.loads((source / "metrics.json").read_text())
+    name = metrics["checkpoint"]
+    target, weights = REPORT / name, SHIPPED / name
+    assert (weights / "config.json").is_file(), f"{name} is not shipped"
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir()):
         if path.suffix == ".png" or path.name == "metrics.json":
-            shutil.copy(path, REPORT / path.name)
+            shutil.copy(path, target / path.name)
     # The videos are megabytes each: whoever wants them runs the command.
-    lines = [line for line in (report / "report.md").read_text().splitlines() if ".mp4" not in line]
-    (REPORT / "report.md").write_text("\n".join(lines) + "\n")
-    for name in SHEETS:  # half the size is enough for a page
-        save_png(REPORT / name, np.asarray(Image.open(report / name).reduce(2)))
-    metrics, bench = read_metrics(), newest_benchmark()
-    weights = SHIPPED / DEFAULT_CHECKPOINT
+    lines = [line for line in (source / "report.md").read_text().splitlines() if ".mp4" not in line]
+    (target / "report.md").write_text("\n".join(lines) + "\n")
+    for sheet in SHEETS:  # half the size is enough for a page
+        save_png(target / sheet, np.asarray(Image.open(source / sheet).reduce(2)))
     write_json(weights / "metrics.json", metrics)
     (weights / "README.md").write_text(write_card(read_config(weights), metrics))
-    write_block(ROOT / "README.md", readme_figures(metrics, bench))
-    write_block(ROOT / "docs" / "paper.md", paper_figures(metrics, bench))
 
 
-def read_metrics() -> dict[str, Any]:
-    """The figures of ``docs/report``."""
-    return json.loads((REPORT / "metrics.json").read_text())
+def read_metrics(name: str = DEFAULT_CHECKPOINT) -> dict[str, Any]:
+    """The figures of ``docs/report/NAME``."""
+    return json.loads((REPORT / name / "metrics.json").read_text())
 
 
-def newest_benchmark() -> dict[str, Any]:
-    """The newest file of ``benchmarks`` whose rows are of the shipped checkpoint on a CPU."""
-    found = [json.loads(path.read_text()) for path in sorted((ROOT / "benchmarks").glob("*cores.json"))]
-    return found[-1]
+def newest_benchmark(name: str = DEFAULT_CHECKPOINT) -> dict[str, Any]:
+    """The newest file of ``benchmarks`` whose rows are of the checkpoint ``name`` on a CPU."""
+    found = [json.loads(path.read_text()) for path in sorted((ROOT / "benchmarks").glob("*cores*.json"))]
+    return [bench for bench in found if bench["rows"][0].get("checkpoint") == name][-1]
 
 
 def quickest(bench: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -70,9 +78,15 @@ def quickest(bench: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return best
 
 
-def readme_figures(metrics: dict[str, Any], bench: dict[str, Any]) -> str:
-    """The README's table."""
-    rows = quickest(bench)
+def readme_figures() -> str:
+    """The README's tables: each shipped checkpoint's, the default one first."""
+    others = [name for name in shipped_checkpoints() if name != DEFAULT_CHECKPOINT]
+    return "\n\n".join(checkpoint_figures(name) for name in (DEFAULT_CHECKPOINT, *others))
+
+
+def checkpoint_figures(name: str) -> str:
+    """The table and the figures beside it of one shipped checkpoint."""
+    metrics, rows, config = read_metrics(name), quickest(newest_benchmark(name)), read_config(SHIPPED / name)
     forced = metrics["teacher_forced"]
 
     def line(label: str, values: list[str]) -> str:
@@ -81,6 +95,8 @@ def readme_figures(metrics: dict[str, Any], bench: dict[str, Any]) -> str:
     own = str(metrics["drift"]["steps"])
     heads = [f"{steps_label(steps)}{' (default)' * (steps == own)}" for steps in STEPS]
     lines = [
+        f"**`{name}`**{', the default' * (name == DEFAULT_CHECKPOINT)} (`{config.spec}`, preset `{config.preset}`):",
+        "",
         f"| | {' | '.join(heads)} |",
         "| --- | --- | --- | --- |",
         line("frames a second, decoder and conversion to uint8 included", [f"{rows[s]['fps']:.1f}" for s in STEPS]),
@@ -99,17 +115,17 @@ and copying the last frame gives {copied["psnr"]:.2f} dB ({copied["pooled_psnr"]
 poor where the player turns, so the mean over frames flatters it.
 {_motion(metrics)}
 
-Free play under recorded actions: {points} frames. The full report: [docs/report/report.md](docs/report/report.md)."""
+Free play under recorded actions: {points} frames. The full report: [{name}](docs/report/{name}/report.md)."""
     return "\n".join(lines) + "\n" + text
 
 
-def paper_figures(metrics: dict[str, Any], bench: dict[str, Any]) -> str:
-    """The table of ``docs/paper.md``."""
+def paper_figures() -> str:
+    """The table of ``docs/paper.md``, of the default checkpoint."""
+    metrics, bench = read_metrics(), newest_benchmark()
     forced, drift = metrics["teacher_forced"], metrics["drift"]
     own = str(drift["steps"])
-    distilled = (
-        "distilled" if "student" in read_config(SHIPPED / DEFAULT_CHECKPOINT).training["minutes"] else "not distilled"
-    )
+    stages = read_config(SHIPPED / DEFAULT_CHECKPOINT).training["minutes"]
+    distilled = "distilled" if any(stage.startswith("student") for stage in stages) else "not distilled"
     fps = {steps: row["fps"] for steps, row in quickest(bench).items()}
     after = round(3 * metrics["fps"])
     free = drift["psnr"][after - 1] if len(drift["psnr"]) >= after else None

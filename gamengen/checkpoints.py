@@ -98,6 +98,13 @@ def shipped_checkpoints() -> list[str]:
     return sorted(name for name in names if not name.endswith(UNFINISHED))
 
 
+def shipped_for(spec: str) -> list[Path]:
+    """Folders of the shipped checkpoints, the best start for the game ``spec`` first: its own, then the default."""
+    configs = {name: read_config(SHIPPED / name) for name in shipped_checkpoints()}
+    ranked = sorted(configs, key=lambda name: (configs[name].spec != spec, name != DEFAULT_CHECKPOINT, name))
+    return [SHIPPED / name for name in ranked]
+
+
 def find_checkpoint(name: str | Path | None = None) -> Path:
     """The folder of a shipped checkpoint's name, or of a path; None is the default checkpoint.
 
@@ -133,9 +140,17 @@ def load_checkpoint(name: str | Path | None = None) -> Checkpoint:
     if outcome is not None:
         _load_model(outcome, folder, "outcome")
     spawns = _load_spawns(folder, config)
-    metrics_path = folder / "metrics.json"
-    metrics = _read_json(metrics_path) if metrics_path.is_file() else {}
-    return Checkpoint(config, autoencoder.eval(), denoiser.eval(), spawns, metrics, outcome)
+    return Checkpoint(config, autoencoder.eval(), denoiser.eval(), spawns, read_figures(folder), outcome)
+
+
+def read_figures(folder: Path) -> dict[str, Any]:
+    """What ``metrics.json`` says; nothing where a checkpoint was not measured.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = folder / "metrics.json"
+    return _read_json(path) if path.is_file() else {}
 
 
 def read_config(folder: Path) -> CheckpointConfig:

@@ -137,7 +137,7 @@ class Create:
     preset: str = "nano"
     """nano plays on a CPU; small and base want a GPU."""
     init: str | None = None
-    """Checkpoint to start from; the default is the shipped one where its shapes fit."""
+    """Checkpoint to start from; the default is a shipped one that fits, of the same game if there is one."""
     from_scratch: bool = False
     """Start from fresh weights."""
     data: Path | None = None
@@ -259,13 +259,25 @@ def _play_summary(game: NeuralGame, played: PlaySummary) -> dict[str, Any]:
 
 
 def _shipped_table() -> dict[str, Any]:
-    from gamengen.checkpoints import SHIPPED, read_config, shipped_checkpoints
+    from gamengen.checkpoints import DEFAULT_CHECKPOINT, SHIPPED, read_config, read_figures, shipped_checkpoints
 
     shipped = {}
-    for name in shipped_checkpoints():
+    for name in sorted(shipped_checkpoints(), key=lambda name: (name != DEFAULT_CHECKPOINT, name)):
         config = read_config(SHIPPED / name)
-        shipped[name] = f"{config.spec}, {config.width}x{config.height} at {config.fps:.4g} Hz, {config.preset}"
+        about = f"{config.spec}, {config.width}x{config.height} at {config.fps:.4g} Hz, {config.preset}"
+        shipped[name] = f"{about}; {_next_frame(read_figures(SHIPPED / name), config.sampler.steps)}"
+    if DEFAULT_CHECKPOINT in shipped:
+        shipped[DEFAULT_CHECKPOINT] += "; the default"
     return {"shipped_checkpoints": shipped}
+
+
+def _next_frame(metrics: dict[str, Any], steps: int) -> str:
+    """How good the next frame is, in a few words."""
+    figure = (metrics.get("teacher_forced") or {}).get(str(steps))
+    if figure is None:
+        return "not measured"
+    lpips = f", LPIPS {figure['lpips']:.3f}" if figure.get("lpips") is not None else ""
+    return f"{figure['psnr']:.2f} dB{lpips} (copying the last frame {metrics['copy_last']['psnr']:.2f} dB)"
 
 
 def _without_json(command: Any) -> dict[str, Any]:

@@ -18,13 +18,7 @@ from agents.agent import make_agent, parse_mix
 from agents.environments import make_environment
 from agents.errors import CheckpointError, OptionError
 from gamengen.autoencoder import check_frame_size
-from gamengen.checkpoints import (
-    DEFAULT_CHECKPOINT,
-    Checkpoint,
-    check_writable,
-    load_checkpoint,
-    shipped_checkpoints,
-)
+from gamengen.checkpoints import Checkpoint, check_writable, load_checkpoint, read_config, shipped_for
 from gamengen.devices import choose_device, describe_device
 from gamengen.diffusion import SamplerConfig, check_seed
 from gamengen.evaluation.options import QUICK, EvaluateOptions
@@ -66,7 +60,7 @@ class CreateOptions:
         out: folder of the checkpoint.
         minutes: time budget in all.
         preset: size of the model.
-        init: checkpoint to start from; None takes the shipped one where its shapes fit.
+        init: checkpoint to start from; None takes a shipped one whose shapes fit, of the same game if there is one.
         from_scratch: start from fresh weights.
         data: an existing recording, instead of recording anew.
         frames: frames to record; None plans them by the budget.
@@ -272,11 +266,10 @@ def _find_init(options: CreateOptions) -> Checkpoint | None:
         return None
     if options.init is not None:
         return load_checkpoint(options.init)
-    if DEFAULT_CHECKPOINT not in shipped_checkpoints():
-        return None
-    shipped = load_checkpoint()
-    same = replace(shipped.config.autoencoder, compensation=0) == preset.autoencoder
-    return shipped if same else None
+    for folder in shipped_for(options.spec):
+        if replace(read_config(folder).autoencoder, compensation=0) == preset.autoencoder:
+            return load_checkpoint(folder)
+    return None
 
 
 def _announce(options: CreateOptions, plan: Plan, work: Path, device: torch.device, init: Checkpoint | None) -> None:

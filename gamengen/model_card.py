@@ -12,6 +12,7 @@ def write_card(config: CheckpointConfig, metrics: dict[str, Any]) -> str:
     """The checkpoint's ``README.md``, with the figures of ``metrics``."""
     minutes = ", ".join(f"{name} {value} min" for name, value in config.training.get("minutes", {}).items())
     keys = ", ".join(config.action_set.names)
+    notes = f"\n- {config.training['notes']}" if config.training.get("notes") else ""
     return f"""# {config.name}
 
 A neural copy of `{config.spec}`, {config.width}x{config.height} at {config.fps:.4g} frames a second, preset
@@ -24,7 +25,7 @@ A neural copy of `{config.spec}`, {config.width}x{config.height} at {config.fps:
 - Trained on {config.data.get("frames", 0):,} frames of {config.data.get("episodes", 0)} episodes played by
   {", ".join(config.data.get("agents", []))} agents, on {config.training.get("device", "")}
 - Time: {minutes}
-- Started from: {config.training.get("init") or "fresh weights"}
+- Started from: {config.training.get("init") or "fresh weights"}{notes}
 
 ## Fidelity
 

@@ -27,6 +27,7 @@ from gamengen.checkpoints import (
     restored_weights,
     save_checkpoint,
     shipped_checkpoints,
+    shipped_for,
     stored_weights,
 )
 
@@ -310,6 +311,19 @@ def test_folders_that_can_be_taken(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "new.probe").mkdir()  # what a killed check left
     for place in (folder, tmp_path / "empty", tmp_path / "new", tmp_path / "deep" / "new"):
         check_writable(place)
+
+
+def test_where_a_game_starts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the weights of the same game, else from the default checkpoint's."""
+    shipped = folder.parent
+    for name, spec in (("a", "doom/a"), ("b", "doom/b"), ("c", "doom/c")):
+        shutil.copytree(folder, shipped / name)
+        change_config(spec=spec)(shipped / name)
+    shutil.rmtree(folder)
+    monkeypatch.setattr(gamengen.checkpoints, "SHIPPED", shipped)
+    monkeypatch.setattr(gamengen.checkpoints, "DEFAULT_CHECKPOINT", "b")
+    assert [path.name for path in shipped_for("doom/c")] == ["c", "b", "a"]
+    assert [path.name for path in shipped_for("doom/x")] == ["b", "a", "c"]
 
 
 @pytest.mark.parametrize("call", ["write_json", "_save_file"])

@@ -10,12 +10,11 @@ from types import ModuleType
 
 import pytest
 
-from gamengen.checkpoints import DEFAULT_CHECKPOINT, SHIPPED, load_checkpoint, read_config
+from gamengen.checkpoints import SHIPPED, load_checkpoint, read_config, shipped_checkpoints
 from gamengen.latents import weights_hash
 from gamengen.model_card import write_card
 
 ROOT = Path(__file__).parents[1]
-WEIGHTS = SHIPPED / DEFAULT_CHECKPOINT
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +27,26 @@ def make_report() -> ModuleType:
     return module
 
 
-def test_the_same_figures_everywhere(make_report: ModuleType) -> None:
-    metrics, bench = make_report.read_metrics(), make_report.newest_benchmark()
-    assert json.loads((WEIGHTS / "metrics.json").read_text()) == metrics
-    assert (WEIGHTS / "README.md").read_text() == write_card(read_config(WEIGHTS), metrics)
-    assert make_report.read_block(ROOT / "README.md") == make_report.readme_figures(metrics, bench).strip()
-    assert make_report.read_block(ROOT / "docs" / "paper.md") == make_report.paper_figures(metrics, bench).strip()
+@pytest.mark.parametrize("name", shipped_checkpoints())
+def test_the_same_figures_everywhere(name: str, make_report: ModuleType) -> None:
+    metrics, weights = make_report.read_metrics(name), SHIPPED / name
+    assert json.loads((weights / "metrics.json").read_text()) == metrics
+    assert (weights / "README.md").read_text() == write_card(read_config(weights), metrics)
+    report = (ROOT / "docs" / "report" / name / "report.md").read_text()
     for steps, figure in metrics["teacher_forced"].items():
-        assert f"{figure['psnr']:.2f}" in (ROOT / "docs" / "report" / "report.md").read_text(), steps
+        assert f"{figure['psnr']:.2f}" in report, steps
 
 
-def test_the_report_is_of_the_shipped_weights(make_report: ModuleType) -> None:
-    model = make_report.read_metrics()["model"]
-    checkpoint = load_checkpoint()
-    assert model == [weights_hash(checkpoint.autoencoder), weights_hash(checkpoint.denoiser)]
+def test_the_tables_of_the_pages(make_report: ModuleType) -> None:
+    assert make_report.read_block(ROOT / "README.md") == make_report.readme_figures().strip()
+    assert make_report.read_block(ROOT / "docs" / "paper.md") == make_report.paper_figures().strip()
+
+
+@pytest.mark.parametrize("name", shipped_checkpoints())
+def test_the_report_is_of_the_shipped_weights(name: str, make_report: ModuleType) -> None:
+    checkpoint = load_checkpoint(name)
+    own = [weights_hash(checkpoint.autoencoder), weights_hash(checkpoint.denoiser)]
+    assert make_report.read_metrics(name)["model"] == own
 
 
 def test_what_the_pages_show_is_there() -> None:
@@ -50,9 +55,10 @@ def test_what_the_pages_show_is_there() -> None:
             assert (page.parent / target).exists(), f"{page.name} shows {target}"
 
 
-def test_the_floors_of_the_shipped_checkpoint(make_report: ModuleType) -> None:
+@pytest.mark.parametrize("name", shipped_checkpoints())
+def test_the_floors_of_a_shipped_checkpoint(name: str, make_report: ModuleType) -> None:
     """What it was measured to reach; the command that measures it is ``gamengen evaluate``."""
-    metrics, bench = make_report.read_metrics(), make_report.newest_benchmark()
+    metrics, bench = make_report.read_metrics(name), make_report.newest_benchmark(name)
     own = str(metrics["drift"]["steps"])
     forced, copied = metrics["teacher_forced"][own], metrics["copy_last"]
     assert metrics["autoencoder"]["psnr"] >= 31

@@ -300,7 +300,7 @@ SPAWNS = 6
 
 @pytest.fixture(scope="module")
 def doom() -> NeuralGame:
-    return NeuralGame(device="cpu", steps=2, seed=0)
+    return NeuralGame("defend_the_center", "cpu", steps=2, seed=0)
 
 
 def hold(game: NeuralGame, spawn: int, keys: list[str], frames: int, rest: int = 2) -> np.ndarray:
