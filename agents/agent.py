@@ -33,6 +33,11 @@ class AgentShare:
     share: float
 
 
+def default_mix(spec: str) -> str:
+    """Who plays the game ``spec`` where nobody is named: the scripted agent knows Doom alone."""
+    return "scripted:0.6,random:0.4" if spec.startswith("doom/") else "random"
+
+
 def parse_mix(text: str) -> tuple[AgentShare, ...]:
     """Read ``"scripted:0.6,random:0.4"`` or a single name; shares are scaled to sum to 1.
 

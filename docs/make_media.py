@@ -1,8 +1,7 @@
-"""Make the README's pictures from the shipped checkpoint: ``python docs/make_media.py``.
+"""Make the README's pictures from the shipped checkpoints: ``python docs/make_media.py [NAME ...]``.
 
-``media/play.gif`` is free play under a fixed script of keys; ``media/long_play.png`` shows every 64th frame of a
-minute of it, ``media/minute.mp4`` all of them. With the folder of a ``gamengen evaluate`` report as argument, its
-sheets are copied too, at half size.
+``media/NAME.gif`` is free play under a fixed script of keys, ``media/NAME.mp4`` a minute of it, and ``media/NAME.png``
+shows every 64th frame of that.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from engine.game import NeuralGame
-from gamengen.checkpoints import DEFAULT_CHECKPOINT
+from gamengen.checkpoints import shipped_checkpoints
 from recorder.pictures import VideoWriter, contact_sheet, draw_held_keys, save_png
 
 MEDIA = Path(__file__).parent / "media"
@@ -40,33 +39,31 @@ SHEET_EVERY = 64
 
 
 def main() -> None:
-    """Play and write the pictures."""
-    game = NeuralGame(seed=1)
-    spawn, keys = SCRIPTS[DEFAULT_CHECKPOINT]
+    """Play and write the pictures of the checkpoints that are named, or of all."""
+    MEDIA.mkdir(exist_ok=True)
+    for name in sys.argv[1:] or shipped_checkpoints():
+        play(name)
+
+
+def play(name: str) -> None:
+    """Play a minute of the checkpoint ``name`` and write its pictures."""
+    game = NeuralGame(name, seed=1)
+    spawn, keys = SCRIPTS[name]
     game.reset(spawn)
     script = itertools.cycle(held.split() for held, count in keys for _ in range(count))
     frames = []
-    MEDIA.mkdir(exist_ok=True)
-    with VideoWriter(MEDIA / "minute.mp4", game.fps, *game.frame.shape[:2]) as video:
+    with VideoWriter(MEDIA / f"{name}.mp4", game.fps, *game.frame.shape[:2]) as video:
         for _, held in zip(range(round(SECONDS * game.fps)), script, strict=False):
             action = game.action_set.encode(held)
             frames.append(draw_held_keys(game.step(action), game.action_set, action))
             video.append(frames[-1])
     shown = [Image.fromarray(frame).quantize(48, dither=Image.Dither.NONE) for frame in frames[:GIF_FRAMES:GIF_SKIP]]
     pause = round(1000 * GIF_SKIP / game.fps)
-    shown[0].save(MEDIA / "play.gif", save_all=True, append_images=shown[1:], duration=pause, loop=0, optimize=True)
+    shown[0].save(MEDIA / f"{name}.gif", save_all=True, append_images=shown[1:], duration=pause, loop=0, optimize=True)
     rows = np.stack(frames[SHEET_EVERY - 1 : 16 * SHEET_EVERY : SHEET_EVERY]).reshape(-1, 4, *frames[0].shape)
     labels = [f"frames {1 + 4 * SHEET_EVERY * i} to {4 * SHEET_EVERY * (i + 1)}" for i in range(len(rows))]
-    save_half(contact_sheet(list(rows), labels=labels), "long_play")
-    for report in map(Path, sys.argv[1:]):
-        for name in ("teacher_forced", "rollout"):
-            save_half(np.asarray(Image.open(report / f"{name}.png")), name)
-
-
-def save_half(picture: np.ndarray, name: str) -> None:
-    """Write a sheet at half its size, which is enough for a page."""
-    image = Image.fromarray(picture)
-    save_png(MEDIA / f"{name}.png", np.asarray(image.reduce(2)))
+    sheet = Image.fromarray(contact_sheet(list(rows), labels=labels))
+    save_png(MEDIA / f"{name}.png", np.asarray(sheet.reduce(2)))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,11 @@ def read_metrics(name: str = DEFAULT_CHECKPOINT) -> dict[str, Any]:
 def newest_benchmark(name: str = DEFAULT_CHECKPOINT) -> dict[str, Any]:
     """The newest file of ``benchmarks`` whose rows are of the checkpoint ``name`` on a CPU."""
     found = [json.loads(path.read_text()) for path in sorted((ROOT / "benchmarks").glob("*cores*.json"))]
-    return [bench for bench in found if bench["rows"][0].get("checkpoint") == name][-1]
+    for bench in reversed(found):
+        rows = [row for row in bench["rows"] if row.get("checkpoint") == name]
+        if rows:
+            return {**bench, "rows": rows}
+    raise SystemExit(f"benchmarks holds none of {name}: gamengen bench {name} --json benchmarks/DATE-HARDWARE.json")
 
 
 def quickest(bench: dict[str, Any]) -> dict[str, dict[str, Any]]:

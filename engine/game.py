@@ -100,7 +100,7 @@ class NeuralGame:
             self._autoencoder.compensation.camera.float()  # a turn must be exact to a part of a pixel
         self._denoiser = place(loaded.denoiser, self.device, self.dtype)
         self._head = place(loaded.outcome, self.device, self.dtype) if loaded.outcome is not None else None
-        if mode in ("auto", "eager") and can_pack(self.device):
+        if mode in ("auto", "eager") and can_pack(self.device, self.dtype):
             for part in (self._autoencoder.decoder, self._autoencoder.compensation, self._denoiser, self._head):
                 if part is not None:
                     pack(part)

@@ -15,15 +15,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gamengen.devices import has_bf16
 from gamengen.layers import ResidualBlock
 
 OPERATOR = "_convolution_pointwise"
 
 
-def can_pack(device: torch.device) -> bool:
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this device and this build of PyTorch have what packing takes."""
     built = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, OPERATOR)
-    return device.type == "cpu" and built
+    computes = dtype == torch.float32 or has_bf16(
+        device
+    )  # oneDNN refuses bfloat16 elsewhere, where PyTorch emulates it
+    return device.type == "cpu" and built and computes
 
 
 def pack(model: nn.Module) -> None:

@@ -9,6 +9,7 @@ version 1 had all weights as float16. Loading is strict and runs no pickle.
 
 from __future__ import annotations
 
+import copy
 import json
 import lzma
 import math
@@ -29,6 +30,7 @@ from agents.actions import ActionSet
 from agents.errors import ActionError, CheckpointError, GamengenError, OptionError
 from gamengen.autoencoder import FACTOR, Autoencoder, AutoencoderConfig, check_frame_size
 from gamengen.denoiser import Denoiser, DenoiserConfig
+from gamengen.devices import Model
 from gamengen.diffusion import SamplerConfig
 from gamengen.outcome import OutcomeConfig, OutcomeHead
 from recorder.recording import write_json
@@ -38,7 +40,6 @@ READ_VERSIONS = (1, 2)
 SHARD_BYTES = 16 * 2**20
 SHIPPED = Path(__file__).parent / "weights"
 DEFAULT_CHECKPOINT = "defend_the_center"
-UNFINISHED = (".partial", ".old")  # what a killed save may leave beside a checkpoint
 SCALE = ".scale"
 BYTES_FROM = 4096  # elements of a weight that is stored in bytes; smaller ones take little room
 
@@ -94,8 +95,7 @@ class Checkpoint:
 
 def shipped_checkpoints() -> list[str]:
     """Names of the checkpoints in this package."""
-    names = (path.parent.name for path in SHIPPED.glob("*/config.json"))
-    return sorted(name for name in names if not name.endswith(UNFINISHED))
+    return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
 
 
 def shipped_for(spec: str) -> list[Path]:
@@ -218,9 +218,12 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, card: str) -> None:
         CheckpointError: the folder holds something else or cannot be written.
     """
     check_writable(folder)
-    partial, old = (folder.with_name(folder.name + ending) for ending in UNFINISHED)
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    partial, old = unfinished / "new", unfinished / "old"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        if old.is_dir() and not folder.exists():  # a save was killed between its last two steps
+            old.rename(folder)
+        shutil.rmtree(unfinished, ignore_errors=True)
         partial.mkdir(parents=True)
         write_json(partial / "config.json", checkpoint.config.to_json())
         write_json(partial / "metrics.json", checkpoint.metrics)
@@ -239,12 +242,17 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, card: str) -> None:
             spawns["frames"] = _packed(checkpoint.spawns.frames)
         _save_tensors(spawns, partial, "spawns")
         if folder.is_dir():  # at every moment one of the two is whole
-            shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
-        partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if old.is_dir():
+                old.rename(folder)
+            raise
+        shutil.rmtree(unfinished, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not old.is_dir():
+            shutil.rmtree(unfinished, ignore_errors=True)
         raise CheckpointError(f"cannot write the checkpoint ({error})", folder, "free some space") from error
 
 
@@ -280,6 +288,13 @@ def stored_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         stored[name] = (rows / scale[:, None]).round().to(torch.int8).view(value.shape)
         stored[name + SCALE] = scale
     return stored
+
+
+def as_stored(model: Model) -> Model:
+    """A copy of ``model`` with the weights that a checkpoint keeps of it."""
+    copied = copy.deepcopy(model)
+    copied.load_state_dict(restored_weights(stored_weights(model.state_dict())))
+    return copied
 
 
 def restored_weights(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -356,8 +371,11 @@ def load_fitting(model: nn.Module, source: nn.Module) -> list[str]:
 
 def git_commit() -> str:
     """The commit of the source tree that runs, or "" outside one."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():  # installed into some other project's repository
+        return ""
     try:
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+        command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""

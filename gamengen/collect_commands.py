@@ -207,7 +207,7 @@ class AgentTrain:
         finally:
             environment.close()
         recording = Recording.create_or_resume(folder, header)
-        return StreamRecorder(recording, self.environments, self.seed, "ppo in training")
+        return StreamRecorder(recording, self.environments, recording.header.seed, "ppo in training")
 
 
 @dataclass(frozen=True)

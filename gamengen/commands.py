@@ -44,7 +44,6 @@ __all__ = [
     "TrainOutcome",
 ]
 
-MIX = "scripted:0.6,random:0.4"
 Spec = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
 
 
@@ -144,8 +143,9 @@ class Create:
     """Use this recording instead of recording anew."""
     frames: int | None = None
     """Frames to record; the default is planned by the budget."""
-    agent: str = MIX
-    """Who plays for the recording: random, scripted, a trained agent's file, or a mix."""
+    agent: str | None = None
+    """Who plays for the recording: random, scripted, a trained agent's file, or a mix with shares; the default is
+    scripted:0.6,random:0.4 in Doom, random elsewhere."""
     workers: int = 2
     """Recording processes."""
     frame_skip: int = 2
@@ -192,8 +192,9 @@ class Record:
     """Folder of the recording."""
     frames: int = 10_000
     """Frames that the folder is to hold in all."""
-    agent: str = MIX
-    """random, scripted, a trained agent's file, or a mix with shares."""
+    agent: str | None = None
+    """random, scripted, a trained agent's file, or a mix with shares; the default is scripted:0.6,random:0.4 in Doom,
+    random elsewhere."""
     workers: int = 2
     """Processes, each with a game of its own."""
     seed: int = 0

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from agents.agent import make_agent, parse_mix
+from agents.agent import default_mix, make_agent, parse_mix
 from agents.environments import make_environment
 from agents.errors import CheckpointError, OptionError
 from gamengen.autoencoder import check_frame_size
@@ -37,13 +37,14 @@ from gamengen.stages import (
 )
 from gamengen.train_student import STUDENT_RATES, STUDENT_STEPS
 from gamengen.training import TrainOptions
-from recorder.record import RecordOptions, record_episodes
+from recorder.record import MAX_EPISODE_FRAMES, RecordOptions, record_episodes
 from recorder.recording import Recording, write_json
 
 # What the plan reckons with, measured on 2 CPU cores and guessed low for a GPU.
 FRAMES_PER_MINUTE = {"cpu": 1_000, "cuda": 40_000}
 MOST_FRAMES = {"cpu": 64_000, "cuda": 1_000_000}
 LEAST_FRAMES = 2_000
+LEAST_EPISODES, SHORTEST_EPISODE = 12, 100
 RECORDED_PER_SECOND = 300  # a worker
 ENCODED_PER_SECOND = {"cpu": 110, "cuda": 5_000}
 RECORDING_SHARE = 0.3  # of the budget, at most
@@ -79,7 +80,7 @@ class CreateOptions:
     from_scratch: bool = False
     data: Path | None = None
     frames: int | None = None
-    agent: str = "scripted:0.6,random:0.4"
+    agent: str | None = None
     workers: int = 2
     frame_skip: int = 2
     height: int = 240
@@ -102,15 +103,27 @@ class CreateOptions:
                 raise OptionError(f"must be more than 0, got {value}", flag, "give a positive number")
         if self.init is not None and self.from_scratch:
             raise OptionError("they exclude each other", "--init, --from-scratch", "give one of them")
+        out, work = self.out.resolve(), self.work_folder.resolve()
+        if out == work or out in work.parents:
+            remedy = "give another --out, or a --work outside of it"
+            raise OptionError("the work folder would lie in the checkpoint's own folder", self.work_folder, remedy)
         check_frame_size(self.height, self.width)
         check_seed(self.seed)
         self.record_options(self.out, 1)
 
+    @property
+    def work_folder(self) -> Path:
+        """Where everything on the way is kept."""
+        return self.work or Path("runs") / self.out.name
+
     def record_options(self, folder: Path, frames: int) -> RecordOptions:
         """What to record into ``folder``; refuses what cannot be recorded."""
+        # Where little is recorded, episodes must be short, or there are too few to hold some out.
+        longest = max(SHORTEST_EPISODE, min(MAX_EPISODE_FRAMES, frames // LEAST_EPISODES))
         return RecordOptions(
-            self.spec, folder, frames, self.agent, self.workers, self.seed, self.frame_skip, self.height, self.width
-        )
+            self.spec, folder, frames, self.agent, self.workers, self.seed, self.frame_skip, self.height, self.width,
+            longest,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -137,9 +150,14 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     device = choose_device(options.device)
     check_writable(options.out)
     init = _find_init(options)
-    plan = make_plan(options, device.type, init is not None)
     _check_game(options)
     work = _Work(options)
+    # What was planned stays: with other workers or other shipped weights a finished stage would be trained on.
+    planned = work.remember("plan", asdict(make_plan(options, device.type, init is not None)))
+    try:
+        plan = Plan(**planned)
+    except TypeError as error:
+        raise CheckpointError(f"the plan is damaged ({error})", work.folder, "give another --work") from error
     _announce(options, plan, work.folder, device, init)
 
     recording = work.timed("record", lambda: _record(options, plan, work.folder))
@@ -207,8 +225,9 @@ class _Work:
     """The work folder: the options it was begun with, and the seconds that each stage took."""
 
     def __init__(self, options: CreateOptions) -> None:
-        self.folder = options.work or Path("runs") / options.out.name
-        wanted = {name: str(value) for name, value in asdict(options).items() if name not in ("out", "work", "workers")}
+        self.folder = options.work_folder
+        chosen = {**asdict(options), "agent": options.agent or default_mix(options.spec)}
+        wanted = {name: str(value) for name, value in chosen.items() if name not in ("out", "work", "workers")}
         path = self.folder / "plan.json"
         self._path = self.folder / "stages.json"
         try:
@@ -228,7 +247,7 @@ class _Work:
                 f"cannot use the work folder ({error})", self.folder, "give another --work"
             ) from error
         self.stages: dict[str, float] = state.get("stages", {})
-        self._remembered: dict[str, float] = state.get("remembered", {})
+        self._remembered: dict[str, Any] = state.get("remembered", {})
 
     def timed(self, name: str, stage: Any) -> Any:
         """Run a stage and add its time to what it took before."""
@@ -239,7 +258,7 @@ class _Work:
             self.stages[name] = self.stages.get(name, 0.0) + time.monotonic() - began
             self._write()
 
-    def remember(self, name: str, value: float) -> float:
+    def remember(self, name: str, value: Any) -> Any:
         """``value``, or what it was when this was first asked."""
         self._remembered.setdefault(name, value)
         self._write()
@@ -300,7 +319,7 @@ def _check_game(options: CreateOptions) -> None:
         options.spec, frame_skip=options.frame_skip, height=options.height, width=options.width
     )
     try:
-        for share in parse_mix(options.agent):
+        for share in parse_mix(options.agent or default_mix(options.spec)):
             make_agent(share.name, environment.action_set, options.frame_skip)
     finally:
         environment.close()

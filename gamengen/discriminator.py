@@ -66,8 +66,13 @@ class Critic:
         self._model.requires_grad_(False)
         blame = -self._model(made).float().mean()
         self._model.requires_grad_(True)
-        lengths = [torch.autograd.grad(part, made, retain_graph=True)[0].float().norm() for part in (other, blame)]
-        return blame * (share * lengths[0] / (lengths[1] + 1e-8)).detach()
+        squares = [
+            float(torch.autograd.grad(part, made, retain_graph=True)[0].float().square().sum())
+            for part in (other, blame)
+        ]
+        # Of the whole batch, so that any number of processes trains the same decoder.
+        errors, critic = (processes.average(square, made.device) ** 0.5 for square in squares)
+        return blame * (share * errors / (critic + 1e-8))
 
     def state(self) -> dict[str, torch.Tensor]:
         """For the training state."""

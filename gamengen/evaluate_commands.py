@@ -28,7 +28,7 @@ class Evaluate:
 
     Example: gamengen evaluate --record 12000 --out report
 
-    Example: gamengen evaluate mygame --data runs/mygame/recording --out report --compare defend_the_center
+    Example: gamengen evaluate mygame --data runs/mygame/recording --out report --compare myothergame
 
     Example: gamengen evaluate --record 12000 --out report --raters anna
     """
@@ -121,7 +121,11 @@ class Evaluate:
     ) -> dict[str, Any]:  # fmt: skip
         from gamengen.evaluation.evaluate import evaluate_checkpoint
         from gamengen.evaluation.results import add_comparison, summarise
+        from gamengen.evaluation.windows import check_fit
 
+        for subject in (checkpoint, other):
+            if subject is not None:
+                check_fit(subject, recording)
         metrics = evaluate_checkpoint(checkpoint, recording, self.out, options, device)
         summary = {**summarise(metrics), "report": str(self.out / "report.md")}
         if other is None:

@@ -16,14 +16,15 @@ def write_card(config: CheckpointConfig, metrics: dict[str, Any]) -> str:
     return f"""# {config.name}
 
 A neural copy of `{config.spec}`, {config.width}x{config.height} at {config.fps:.4g} frames a second, preset
-`{config.preset}`. It plays with nothing behind it but the model:
+`{config.preset}`. It plays with nothing behind it but the model (give this folder's path where it is not shipped):
 
     gamengen play --checkpoint {config.name}
 
 - Actions: {keys}
 - Context: {config.denoiser.context} frames; sampling steps: {config.sampler.steps}
-- Trained on {config.data.get("frames", 0):,} frames of {config.data.get("episodes", 0)} episodes played by
-  {", ".join(config.data.get("agents", []))} agents, on {config.training.get("device", "")}
+- Recorded: {config.data.get("frames", 0):,} frames of {config.data.get("episodes", 0)} episodes played by
+  {", ".join(config.data.get("agents", []))} agents; a tenth was held out of training
+- Trained on: {config.training.get("device", "")}
 - Time: {minutes}
 - Started from: {config.training.get("init") or "fresh weights"}{notes}
 

@@ -8,6 +8,7 @@ Hafner et al., arXiv 2301.04104), so that a rare reward is an expectation and no
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -86,7 +87,6 @@ class OutcomeHead(nn.Module):
         self.near = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
         self.far = nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1)
         positions = -(-config.height // 4) * -(-config.width // 4)
-        self.dropout = nn.Dropout(DROPOUT)  # a few hundred ends of games are soon learned by heart
         self.hidden = nn.Linear(2 * width * positions, 4 * width)
         self.last = nn.Linear(4 * width, config.outputs)
         nn.init.zeros_(self.last.weight)
@@ -98,12 +98,31 @@ class OutcomeHead(nn.Module):
         with torch.no_grad():
             self.last.bias[REWARD_BINS : REWARD_BINS + len(rates)] = rates.logit()
 
-    def forward(self, before: torch.Tensor, now: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """Latents (B, C, h, w) of the last frame and of this, the action (B, A) between them -> logits (B, outputs)."""
+    def forward(
+        self, before: torch.Tensor, now: torch.Tensor, action: torch.Tensor, kept: Sequence[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Latents (B, C, h, w) of the last frame and of this, the action (B, A) between them -> logits (B, outputs).
+
+        ``kept`` is what dropout multiplies with in training, as of :meth:`draw_dropout`.
+        """
         features = self.first(torch.cat([before, now], dim=1)) + self.actions(action)[:, :, None, None]
         features = self.far(F.silu(self.near(F.silu(features))))
-        hidden = self.hidden(self.dropout(F.silu(features).flatten(1)))
-        return self.last(self.dropout(F.silu(hidden)))
+        features = F.silu(features).flatten(1)
+        hidden = F.silu(self.hidden(features if kept is None else features * kept[0]))
+        return self.last(hidden if kept is None else hidden * kept[1])
+
+    def draw_dropout(self, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """What dropout leaves of features (B, F) and hidden units (B, H): 0, or 1 over the share that is kept.
+
+        A few hundred ends of games are soon learned by heart.
+        """
+        device = self.hidden.weight.device
+
+        def draw(width: int) -> torch.Tensor:
+            chance = torch.rand(batch, width, generator=generator, device=device)
+            return (chance >= DROPOUT).float() / (1 - DROPOUT)
+
+        return draw(self.hidden.in_features), draw(self.hidden.out_features)
 
     def parts(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits (B, outputs) of the reward (B, bins), the end (B,), counters (B, M) and levels (B, L, bins)."""

@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from torch import distributed, nn
 
 from agents.errors import OptionError
+
+LONGEST_WAIT = timedelta(days=1)
 
 
 def started_by_torchrun() -> bool:
@@ -37,7 +40,8 @@ def join(device: torch.device) -> torch.device:
     except ModuleNotFoundError:
         remedy = "python -m pip install -c constraints.txt '.[distributed]'"
         raise OptionError("several processes need accelerate", "torchrun", remedy) from None
-    state = PartialState(cpu=device.type == "cpu")
+    # The others wait while the first encodes a recording.
+    state = PartialState(cpu=device.type == "cpu", timeout=LONGEST_WAIT)
     return torch.device(device.type, state.local_process_index) if device.type == "cuda" else device
 
 

@@ -57,12 +57,10 @@ def train_denoiser(
     return _write_stage(stage, Networks(autoencoder, denoiser, SamplerConfig()), latents, out, STAGES[:2])
 
 
-def distill(
-    data: Path, work: Path, out: Path, preset: str, init: str | None, options: TrainOptions, device: str
-) -> dict[str, Any]:
+def distill(data: Path, work: Path, out: Path, preset: str, options: TrainOptions, device: str) -> dict[str, Any]:
     """``gamengen train distill``: trains a student, evaluates and writes the checkpoint."""
     check_writable(out)
-    stage = _stage(data, work, preset, init, options, device)
+    stage = _stage(data, work, preset, None, options, device)
     autoencoder, denoiser = load_autoencoder(stage), load_denoiser(stage)
     latents = encode(stage, autoencoder)
     student = fit_student(stage, autoencoder, denoiser, latents, options)
@@ -88,11 +86,9 @@ def train_decoder(
     return _write_stage(stage, Networks(autoencoder, played, sampler, outcome), latents, out, names)
 
 
-def train_outcome(
-    data: Path, work: Path, preset: str, init: str | None, options: TrainOptions, device: str
-) -> dict[str, Any]:
+def train_outcome(data: Path, work: Path, preset: str, options: TrainOptions, device: str) -> dict[str, Any]:
     """``gamengen train outcome``: returns the last held-out figures."""
-    stage = _stage(data, work, preset, init, options, device)
+    stage = _stage(data, work, preset, None, options, device)
     autoencoder = load_autoencoder(stage)
     fit_outcome(stage, autoencoder, encode(stage, autoencoder), options)
     return {"device": describe_device(stage.device), **_last_figures(work / "outcome")}

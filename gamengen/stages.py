@@ -19,6 +19,7 @@ from gamengen.autoencoder import FACTOR, Autoencoder
 from gamengen.checkpoints import (
     Checkpoint,
     CheckpointConfig,
+    as_stored,
     git_commit,
     load_fitting,
     save_checkpoint,
@@ -49,6 +50,7 @@ from gamengen.training import Trainer, TrainOptions, load_finished
 from recorder.recording import Recording, write_json
 
 BATCH = {"autoencoder": 16, "denoiser": 16, "student": 16, "decoder": 8, "outcome": 128}
+BEGUN = "begun.json"  # what a denoiser's training started from
 STAGES = ("autoencoder", "denoiser", "student", "decoder", "outcome")
 CUDA_BATCH_FACTOR = 8  # a GPU is only busy with many samples at once
 
@@ -182,6 +184,10 @@ def fit_denoiser(
     if not load_finished(model, folder, options):
         if stage.init is not None:
             _start_from(model, stage.init.denoiser, stage)
+            start = {"init": stage.init.config.name, "init_training": stage.init.config.training}
+            if is_first():
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / BEGUN, start)
         task = DenoiserTask(model, autoencoder, *latents, stage.seed, stage.batch("denoiser"))
         Trainer(task, options, folder).run()
     return model.eval()
@@ -257,7 +263,9 @@ def finish_checkpoint(
 
     ``minutes`` says what each stage took, for the model card.
     """
-    autoencoder, denoiser, outcome = networks.autoencoder, networks.denoiser, networks.outcome
+    # Measured is what a player will load, not what training held in memory.
+    autoencoder, denoiser = as_stored(networks.autoencoder), as_stored(networks.denoiser)
+    outcome = as_stored(networks.outcome) if networks.outcome is not None else None
     header, infos = stage.recording.header, stage.recording.episodes()
     seeds = [info.seed for info in infos]
     data = {
@@ -270,8 +278,7 @@ def finish_checkpoint(
     }
     training = {
         "minutes": minutes,
-        "init": stage.init.config.name if stage.init is not None else None,
-        "init_training": stage.init.config.training if stage.init is not None else None,
+        **_beginning(stage),
         "device": describe_device(stage.device),
         "seed": stage.seed,
     }
@@ -290,6 +297,17 @@ def finish_checkpoint(
     metrics = evaluate_checkpoint(checkpoint, stage.recording, stage.work / "evaluation", scope, str(stage.device))
     save_checkpoint(replace(checkpoint, metrics=metrics), out, write_card(config, metrics))
     return metrics
+
+
+def _beginning(stage: Stage) -> dict[str, Any]:
+    """Where the denoiser in the work folder began: a checkpoint's name and how that was trained, or nothing."""
+    path = stage.work / "denoiser" / BEGUN
+    try:
+        if path.is_file():
+            return dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read it ({error})", path, "delete the file") from error
+    return {"init": None, "init_training": None}
 
 
 def _fresh_denoiser(stage: Stage) -> Denoiser:

@@ -23,8 +23,6 @@ class _Training:
     """Budget by training steps."""
     preset: str = "nano"
     """Size of the model."""
-    init: str | None = None
-    """Checkpoint to start from."""
     muon_lr: float = 0.02
     """Learning rate of the hidden convolutions."""
     adam_lr: float = 5e-4
@@ -43,7 +41,13 @@ class _Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainAutoencoder(_Training):
+class _Begun(_Training):
+    init: str | None = None
+    """Checkpoint to start from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainAutoencoder(_Begun):
     """Train an autoencoder on a recording. Run again, it goes on.
 
     Example: gamengen train autoencoder --data data/center --out runs/center --minutes 20
@@ -63,7 +67,7 @@ class TrainAutoencoder(_Training):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDenoiser(_Training):
+class TrainDenoiser(_Begun):
     """Train a denoiser on a recording and write a checkpoint. Run again, it goes on.
 
     The work folder holds the autoencoder that gamengen train autoencoder made there.
@@ -105,11 +109,11 @@ class TrainDistill(_Training):
         """Train."""
         from gamengen.single_stages import distill
 
-        return distill(self.data, self.work, self.out, self.preset, self.init, self.options(), self.device)
+        return distill(self.data, self.work, self.out, self.preset, self.options(), self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDecoder(_Training):
+class TrainDecoder(_Begun):
     """Train the decoder on, with the frame before in view, and write a checkpoint. Run again, it goes on.
 
     The work folder holds what gamengen train autoencoder and gamengen train denoiser made there; if gamengen train
@@ -151,5 +155,5 @@ class TrainOutcome(_Training):
         """Train."""
         from gamengen.single_stages import train_outcome
 
-        figures = train_outcome(self.data, self.work, self.preset, self.init, self.options(), self.device)
+        figures = train_outcome(self.data, self.work, self.preset, self.options(), self.device)
         return {"folder": str(self.work / "outcome"), **figures}

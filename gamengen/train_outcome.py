@@ -120,7 +120,8 @@ class OutcomeTask(Task):
         noise = torch.randn(2, *now.shape, generator=generator, device=self._device)
         before, now = share(before + level * noise[0]), share(now + level * noise[1])
         picks, action = share(picks), share(action)
-        logits = self.head(before, now, action)
+        kept = [share(part) for part in self.head.draw_dropout(self._batch, generator)]
+        logits = self.head(before, now, action, kept)
         reward, ends, rises, levels = self.head.parts(logits)
         truth = self._train[1]
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.agent import AgentShare, make_agent, parse_mix
+from agents.agent import AgentShare, default_mix, make_agent, parse_mix
 from agents.environments import FRAME_HEIGHT, FRAME_SKIP, FRAME_WIDTH, make_environment
 from agents.errors import DataError, EngineError, GamengenError, OptionError
 from recorder.episodes import EpisodeWriter
@@ -41,13 +41,14 @@ END_SECONDS = 5.0  # for workers to close their engines
 class RecordOptions:
     """What to record: at least ``frames`` frames in all, by a mix of agents.
 
-    ``seed`` and an episode's number make its seed; a recording that is gone on with keeps its own.
+    ``seed`` and an episode's number make its seed; a recording that is gone on with keeps its own. Without an ``agent``
+    those play who can play this game: see :func:`agents.agent.default_mix`.
     """
 
     spec: str
     out: Path
     frames: int = 10_000
-    agent: str = "scripted:0.6,random:0.4"
+    agent: str | None = None
     workers: int = 2
     seed: int = 0
     frame_skip: int = FRAME_SKIP
@@ -88,7 +89,7 @@ def record_episodes(options: RecordOptions) -> RecordSummary:
         GamengenError: the spec, an agent or the folder cannot be used, or the disk is full; episodes that
             were finished stay.
     """
-    mix = parse_mix(options.agent)
+    mix = parse_mix(options.agent or default_mix(options.spec))
     environment: Any = make_environment(
         options.spec, frame_skip=options.frame_skip, height=options.height, width=options.width
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 import gamengen.checkpoints
 from agents.errors import CheckpointError
@@ -21,6 +19,7 @@ from engine.game import NeuralGame
 from gamengen.checkpoints import (
     FORMAT_VERSION,
     Checkpoint,
+    as_stored,
     check_writable,
     find_checkpoint,
     load_checkpoint,
@@ -43,13 +42,6 @@ def checkpoint(made_up: Callable[..., Checkpoint]) -> Checkpoint:
 def folder(checkpoint: Checkpoint, tmp_path: Path) -> Path:
     save_checkpoint(checkpoint, tmp_path / "game", "# a card")
     return tmp_path / "game"
-
-
-def as_stored(model: nn.Module) -> nn.Module:
-    """``model`` with the weights that a file keeps of it."""
-    other = copy.deepcopy(model)
-    other.load_state_dict(restored_weights(stored_weights(model.state_dict())))
-    return other
 
 
 def assert_same(found: Checkpoint, expected: Checkpoint) -> None:
@@ -94,6 +86,37 @@ def test_an_older_checkpoint_is_replaced(folder: Path, made_up: Callable[..., Ch
     newer = made_up(seed=1)
     save_checkpoint(newer, folder, "")
     assert_same(load_checkpoint(folder), newer)
+
+
+def test_a_save_that_stops_half_way(
+    folder: Path, checkpoint: Checkpoint, made_up: Callable[..., Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old checkpoint stays, wherever the save stops; what others have beside it is theirs."""
+    newer, rename = made_up(seed=1), Path.rename
+    for ending in (".old", ".partial"):
+        shutil.copytree(folder, folder.with_name(folder.name + ending))
+
+    def fails(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fails)
+        with pytest.raises(CheckpointError, match="Input/output error"):
+            save_checkpoint(newer, folder, "")
+    assert_same(load_checkpoint(folder), checkpoint)
+    unfinished = folder.parent / ".game.unfinished"
+    unfinished.mkdir(exist_ok=True)
+    folder.rename(unfinished / "old")  # killed between the last two steps; the next save fails, too
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fails)
+        with pytest.raises(CheckpointError, match="Input/output error"):
+            save_checkpoint(newer, folder, "")
+    assert_same(load_checkpoint(folder), checkpoint)
+    save_checkpoint(newer, folder, "")
+    assert_same(load_checkpoint(folder), newer)
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["game", "game.old", "game.partial"]
 
 
 def test_large_weights_are_sharded(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +290,7 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
 
 def test_names_of_shipped_checkpoints(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gamengen.checkpoints, "SHIPPED", folder.parent)
-    shutil.copytree(folder, folder.with_name("game.partial"))  # what a killed save may leave
+    shutil.copytree(folder, folder.parent / ".game.unfinished" / "new")  # what a killed save may leave
     assert shipped_checkpoints() == ["game"]
     assert find_checkpoint("game") == folder
     with pytest.raises(CheckpointError, match=r"shipped name \(game\)"):

@@ -351,17 +351,21 @@ def test_play_in_a_window(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_play_lists_what_is_shipped(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gamengen.checkpoints, "SHIPPED", tiny.parent)
-    code, out, _ = run("play", "--list")
+    weights = tmp_path / "weights"
+    figures = {"copy_last": {"psnr": 20.5}, "teacher_forced": {"1": {"psnr": 25.25, "lpips": 0.1234}}}
+    for name, metrics in (("measured", figures), ("new", {})):
+        shutil.copytree(tiny, weights / name)
+        (weights / name / "metrics.json").write_text(json.dumps(metrics))
+    monkeypatch.setattr(gamengen.checkpoints, "SHIPPED", weights)
+    monkeypatch.setattr(gamengen.checkpoints, "DEFAULT_CHECKPOINT", "measured")
+    code, out, _ = run("play", "--list", "--json", "list.json")
     assert code == 0
-    assert "tiny: doom/basic, 320x240 at 17.5 Hz, tiny; not measured" in out
-    figures = {"copy_last": {"psnr": 20.5}, "teacher_forced": {"4": {"psnr": 25.25, "lpips": 0.1234}}}
-    shipped = shutil.copytree(tiny, tmp_path / "weights" / "shipped")
-    (shipped / "metrics.json").write_text(json.dumps(figures))
-    monkeypatch.setattr(gamengen.checkpoints, "SHIPPED", shipped.parent)
-    monkeypatch.setattr(gamengen.checkpoints, "DEFAULT_CHECKPOINT", "shipped")
-    _, out, _ = run("play", "--list")
-    assert "25.25 dB, LPIPS 0.123 (copying the last frame 20.50 dB); the default" in out
+    assert "measured: doom/basic, 320x240 at 17.5 Hz, tiny" in out
+    assert json.loads((tmp_path / "list.json").read_text())["shipped_checkpoints"] == {
+        "measured": "doom/basic, 320x240 at 17.5 Hz, tiny; 25.25 dB, LPIPS 0.123 (copying the last frame 20.50 dB); "
+        "the default",
+        "new": "doom/basic, 320x240 at 17.5 Hz, tiny; not measured",
+    }
 
 
 def test_evaluate(run: Run, tiny: Path, basic_recording: Path, tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def test_stages_by_hand(make_recording: Make, tmp_path: Path) -> None:
     assert figures["checkpoint"] == str(tmp_path / "game")
     assert NeuralGame(tmp_path / "game", "cpu").name == "game"
     plain = load_checkpoint(tmp_path / "game")
+    assert plain.metrics["model"] == [weights_hash(plain.autoencoder), weights_hash(plain.denoiser)], "what is stored"
     assert plain.config.autoencoder.compensation == 0
     assert plain.spawns.frames is None
 
@@ -128,8 +129,8 @@ def test_stages_by_hand(make_recording: Make, tmp_path: Path) -> None:
     assert NeuralGame(tmp_path / "sharp", "cpu").step([1, 0]).shape == (32, 48, 3)
 
     shutil.rmtree(work / "decoder")
-    distill(data, work, tmp_path / "quick", "tiny", None, few, "cpu")
-    assert train_outcome(data, work, "tiny", None, few, "cpu")["step"] == 3
+    distill(data, work, tmp_path / "quick", "tiny", few, "cpu")
+    assert train_outcome(data, work, "tiny", few, "cpu")["step"] == 3
     train_decoder(data, work, tmp_path / "both", "tiny", None, few, "cpu")
     quick, both = load_checkpoint(tmp_path / "quick"), load_checkpoint(tmp_path / "both")
     assert (plain.config.sampler.steps, quick.config.sampler.steps, both.config.sampler.steps) == (4, 1, 1)
@@ -253,6 +254,35 @@ def test_a_mistake_begins_nothing(
     with pytest.raises(error):
         create_game(options(tmp_path / "out", **changes))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_the_work_folder_lies_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint takes the place of whatever is in its folder."""
+    monkeypatch.chdir(tmp_path)
+    for out, work in ((Path("game"), Path("game")), (Path("game"), Path("game/work")), (Path("runs/game"), None)):
+        with pytest.raises(OptionError, match="would lie in the checkpoint's own folder"):
+            options(out, work=work)
+    assert options(Path("game/out"), work=Path("game")).work_folder == Path("game")
+    assert options(Path("game"), work=None).work_folder == Path("runs/game")
+
+
+def test_a_plan_stays(make_recording: Make, tmp_path: Path) -> None:
+    """With other workers, or on another device, a finished stage would otherwise be trained on."""
+    make_recording(tmp_path / "data", (8, 9, 10))
+    create_game(options(tmp_path / "out"))
+    logs = {path: path.read_text() for path in (tmp_path / "work").glob("*/metrics.jsonl")}
+    planned = json.loads((tmp_path / "work" / "stages.json").read_text())["remembered"]["plan"]
+    create_game(options(tmp_path / "out", workers=7))
+    assert json.loads((tmp_path / "work" / "stages.json").read_text())["remembered"]["plan"] == planned
+    assert {path: path.read_text() for path in logs} == logs
+    (tmp_path / "work" / "stages.json").write_text('{"remembered": {"plan": {"frames": 3}}}')
+    with pytest.raises(CheckpointError, match="the plan is damaged"):
+        create_game(options(tmp_path / "out"))
+
+
+def test_short_recordings_have_enough_episodes() -> None:
+    assert options(Path("out")).record_options(Path("data"), 2_000).max_episode_frames == 166
+    assert options(Path("out")).record_options(Path("data"), 64_000).max_episode_frames == 2_100
 
 
 def test_an_out_folder_with_something_else(make_recording: Make, tmp_path: Path) -> None:

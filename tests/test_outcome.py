@@ -113,7 +113,7 @@ def test_it_learns_what_the_latents_show(tmp_path: Path) -> None:
     task = OutcomeTask(OutcomeHead(config), (train, results[0]), (held_out, results[1]), 0, 64)
     blank = torch.zeros(1, *train.latents.shape[1:])
     assert task.head.read(blank, blank, torch.zeros(1, 2)).ends == pytest.approx(0.03), "at first, the recording's rate"
-    figures = Trainer(task, TrainOptions(steps=250, ema=0.9), tmp_path / "outcome").run()
+    figures = Trainer(task, TrainOptions(steps=500, ema=0.9), tmp_path / "outcome").run()
     assert figures["reward_error"] < figures["reward_error_zero"]
     assert figures["HEALTH_error"] < 2
     assert figures["KILLCOUNT_auc"] > 0.99

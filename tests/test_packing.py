@@ -16,7 +16,7 @@ from gamengen.checkpoints import Checkpoint
 from gamengen.device_limits import count_work
 from gamengen.layers import ResidualBlock
 
-pytestmark = pytest.mark.skipif(not can_pack(torch.device("cpu")), reason="this PyTorch has no oneDNN")
+pytestmark = pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32), reason="this PyTorch has no oneDNN")
 
 
 def filled(layer: nn.Module) -> nn.Module:
@@ -69,7 +69,7 @@ def test_the_game_is_the_same(made_up: Callable[..., Checkpoint], dtype: str, mo
     packed = NeuralGame(checkpoint, "cpu", seed=3, dtype=dtype)
     assert any(isinstance(layer, PackedConvolution) for layer in packed._denoiser.modules())
     assert any(isinstance(layer, nn.Conv2d) for layer in checkpoint.denoiser.modules()), "a copy was packed"
-    monkeypatch.setattr("engine.game.can_pack", lambda device: False)
+    monkeypatch.setattr("engine.game.can_pack", lambda device, dtype: False)
     plain = NeuralGame(checkpoint, "cpu", seed=3, dtype=dtype)
     assert not any(isinstance(layer, PackedConvolution) for layer in plain._denoiser.modules())
     for _ in range(4):
@@ -78,7 +78,11 @@ def test_the_game_is_the_same(made_up: Callable[..., Checkpoint], dtype: str, mo
 
 
 def test_where_it_cannot_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not can_pack(torch.device("cuda"))
+    assert not can_pack(torch.device("cuda"), torch.float32)
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "has_bf16", lambda device: False)
+        assert not can_pack(torch.device("cpu"), torch.bfloat16)
+        assert can_pack(torch.device("cpu"), torch.float32)
     monkeypatch.setattr(packing, "OPERATOR", "gone")
-    assert not can_pack(torch.device("cpu"))
+    assert not can_pack(torch.device("cpu"), torch.float32)
     assert flop_formulas() == {}
