@@ -25,12 +25,6 @@ SCRIPTS = {
         ("", 6), ("ATTACK", 4), ("TURN_LEFT", 26), ("", 10), ("TURN_LEFT ATTACK", 4), ("TURN_RIGHT", 9), ("ATTACK", 5),
         ("", 11),
     )),
-    "deathmatch": (0, (
-        ("MOVE_FORWARD", 14), ("MOVE_FORWARD TURN_LEFT", 5), ("MOVE_FORWARD", 8), ("ATTACK", 6), ("TURN_RIGHT", 9),
-        ("MOVE_FORWARD ATTACK", 8), ("MOVE_FORWARD", 12), ("TURN_RIGHT", 6), ("MOVE_FORWARD SPEED", 12), ("", 4),
-        ("MOVE_LEFT", 6), ("ATTACK", 5), ("MOVE_RIGHT", 6), ("TURN_LEFT", 12), ("MOVE_FORWARD", 16),
-        ("MOVE_BACKWARD", 6), ("MOVE_FORWARD TURN_RIGHT", 6), ("MOVE_FORWARD ATTACK", 9),
-    )),
 }  # fmt: skip
 SECONDS = 60
 GIF_FRAMES = 96

@@ -184,8 +184,8 @@ def fit_denoiser(
     if not load_finished(model, folder, options):
         if stage.init is not None:
             _start_from(model, stage.init.denoiser, stage)
-            start = {"init": stage.init.config.name, "init_training": stage.init.config.training}
-            if is_first():
+            if is_first() and not (folder / "state.pt").is_file():  # else it goes on from what it began with
+                start = {"init": stage.init.config.name, "init_training": stage.init.config.training}
                 folder.mkdir(parents=True, exist_ok=True)
                 write_json(folder / BEGUN, start)
         task = DenoiserTask(model, autoencoder, *latents, stage.seed, stage.batch("denoiser"))

@@ -41,13 +41,13 @@ class _Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Begun(_Training):
+class _FromCheckpoint(_Training):
     init: str | None = None
     """Checkpoint to start from."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainAutoencoder(_Begun):
+class TrainAutoencoder(_FromCheckpoint):
     """Train an autoencoder on a recording. Run again, it goes on.
 
     Example: gamengen train autoencoder --data data/center --out runs/center --minutes 20
@@ -67,7 +67,7 @@ class TrainAutoencoder(_Begun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDenoiser(_Begun):
+class TrainDenoiser(_FromCheckpoint):
     """Train a denoiser on a recording and write a checkpoint. Run again, it goes on.
 
     The work folder holds the autoencoder that gamengen train autoencoder made there.
@@ -113,7 +113,7 @@ class TrainDistill(_Training):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDecoder(_Begun):
+class TrainDecoder(_FromCheckpoint):
     """Train the decoder on, with the frame before in view, and write a checkpoint. Run again, it goes on.
 
     The work folder holds what gamengen train autoencoder and gamengen train denoiser made there; if gamengen train
