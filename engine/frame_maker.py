@@ -10,14 +10,16 @@ from agents.errors import OptionError
 from gamengen.autoencoder import Autoencoder, Before
 from gamengen.denoiser import Denoiser
 from gamengen.diffusion import SamplerConfig, sample_next
+from gamengen.flow import Mover
 from gamengen.outcome import OutcomeHead
 
 MODES = ("auto", "eager", "compiled", "graph")
 GRAPH_WARMUPS = 3  # before a capture, as PyTorch asks for
 
-# Latents (B, K, C, h, w), actions (B, K, A), screen (B, H, W, 3) uint8, noise -> latent, frames, logits of the outcome.
-Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+# Latents (B, K, C, h, w), actions (B, K, A), screen (B, H, W, 3) uint8, flow by which it came (B, 2, 2 h, 2 w), noise
+# -> latent, frames, logits of the outcome, flow.
+Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]
 
 
 class FrameMaker:
@@ -30,25 +32,34 @@ class FrameMaker:
         mode: ``eager``, ``compiled`` (torch.compile, which takes a minute at the first frame of each number of
             steps), ``graph`` (on CUDA the whole frame is captured once and then launched as one), or ``auto``: graph
             on CUDA where the capture succeeds, else eager.
+        mover: moves the last frame; None where the model does not see that.
 
     Raises:
         OptionError: the mode is unknown or not possible on this device.
     """
 
-    def __init__(self, autoencoder: Autoencoder, denoiser: Denoiser, head: OutcomeHead | None, mode: str) -> None:
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        denoiser: Denoiser,
+        head: OutcomeHead | None,
+        mode: str,
+        mover: Mover | None = None,
+    ) -> None:
         if mode not in MODES:
             raise OptionError("unknown mode", mode, f"use one of {', '.join(MODES)}")
         self._device = next(denoiser.parameters()).device
         if mode == "graph" and self._device.type != "cuda":
             what = f"a CUDA graph needs a CUDA device, and this is {self._device}"
             raise OptionError(what, "--mode graph", "use --mode eager or --mode compiled")
-        self._autoencoder, self._denoiser, self._head = autoencoder, denoiser, head
+        self._autoencoder, self._denoiser, self._head, self._mover = autoencoder, denoiser, head, mover
         self._may_fall_back = mode == "auto"
         self.mode = ("graph" if self._device.type == "cuda" else "eager") if mode == "auto" else mode
         self._ready: dict[tuple[SamplerConfig, torch.Size], Callable[..., Outputs]] = {}
 
     def __call__(self, inputs: Inputs, sampler: SamplerConfig, each: tuple[int, ...] | None = None) -> Outputs:
-        """The next latent (B, C, h, w), frames (B, H, W, 3) uint8, and logits (B, outputs) where there is a head.
+        """The next latent (B, C, h, w), frames (B, H, W, 3) uint8, logits (B, outputs) where there is a head, and the
+        flow by which the frames came (that of the inputs where there is no mover).
 
         Where the games differ in their steps, ``each`` (B,) says them, and the frame is computed step by step.
         """
@@ -61,7 +72,7 @@ class FrameMaker:
 
     def _prepare(self, inputs: Inputs, sampler: SamplerConfig) -> Callable[..., Outputs]:
         def make(*given: torch.Tensor) -> Outputs:
-            return self._make(given[0], given[1], given[2], given[3], sampler)
+            return self._make(given[0], given[1], given[2], given[3], given[4], sampler)
 
         if self.mode == "compiled":
             return torch.compile(make, dynamic=False)
@@ -78,19 +89,27 @@ class FrameMaker:
         """The same, step by step, whatever the mode: of compiled code or a graph nothing can be counted."""
         return self._make(*inputs, sampler)
 
+    def look(
+        self, latents: torch.Tensor, actions: torch.Tensor, screen: torch.Tensor, flow: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the denoiser is given: the past latents, and that of the screen moved; and the flow by which it is."""
+        return (latents, flow) if self._mover is None else self._mover(latents, actions, screen, flow)
+
     def _make(
         self,
         latents: torch.Tensor,
         actions: torch.Tensor,
         screen: torch.Tensor,
+        flow: torch.Tensor,
         noise: torch.Tensor,
         sampler: SamplerConfig,
         each: tuple[int, ...] | None = None,
     ) -> Outputs:
-        latent = sample_next(self._denoiser, latents, actions, noise, sampler, each)
-        frames = self._autoencoder.decode_frames(latent, Before(latents[:, -1], screen, actions))
+        context, flow = self.look(latents, actions, screen, flow)
+        latent = sample_next(self._denoiser, context, actions, noise, sampler, each)
+        frames = self._autoencoder.decode_frames(latent, Before(latents[:, -1], screen, actions, flow))
         logits = self._head(latents[:, -1], latent, actions[:, -1]) if self._head is not None else None
-        return latent, frames, logits
+        return latent, frames, logits, flow
 
 
 class _Graph:
@@ -112,5 +131,5 @@ class _Graph:
         for mine, given in zip(self._inputs, inputs, strict=True):
             mine.copy_(given)
         self._graph.replay()
-        latent, frames, logits = self._outputs
-        return latent.clone(), frames.clone(), logits.clone() if logits is not None else None
+        latent, frames, logits, flow = self._outputs
+        return latent.clone(), frames.clone(), logits.clone() if logits is not None else None, flow.clone()

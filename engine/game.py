@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from agents.actions import ActionSet
 from agents.errors import ActionError, OptionError
@@ -20,6 +21,7 @@ from gamengen.autoencoder import Before, pixels_of
 from gamengen.checkpoints import Checkpoint, load_checkpoint
 from gamengen.devices import choose_device, has_bf16, place
 from gamengen.diffusion import SamplerConfig, check_seed, sample_next
+from gamengen.flow import FINER, Mover, settle_flow
 from gamengen.outcome import Outcome
 
 MAX_CPU_THREADS = 8  # more only wait for each other on a model this small
@@ -33,6 +35,7 @@ class GameState:
         latents: past latents (B, K, C, h, w), oldest first.
         actions: past actions (B, K, A); the last slot is filled by the next step.
         frame: the frame on screen, as :attr:`NeuralGame.frame`.
+        flow: by which it came (B, 2, 2 h, 2 w); none, 0, where the model does not tell that.
         counts: frames made with each game's seed.
         spawn: index of the spawn in play, or -1 where the start was given.
     """
@@ -40,6 +43,7 @@ class GameState:
     latents: torch.Tensor
     actions: torch.Tensor
     frame: np.ndarray
+    flow: torch.Tensor
     counts: tuple[int, ...]
     spawn: int
 
@@ -96,15 +100,19 @@ class NeuralGame:
         if steps is not None:
             self.steps = steps
         self._autoencoder = place(loaded.autoencoder, self.device, self.dtype)
-        if self._autoencoder.compensation is not None:
-            self._autoencoder.compensation.camera.float()  # a turn must be exact to a part of a pixel
         self._denoiser = place(loaded.denoiser, self.device, self.dtype)
         self._head = place(loaded.outcome, self.device, self.dtype) if loaded.outcome is not None else None
+        self._flow_network = place(loaded.flow, self.device, self.dtype) if loaded.flow is not None else None
+        for part in (self._autoencoder.compensation, self._flow_network):
+            if part is not None and part.camera is not None:
+                part.camera.float()  # a turn must be exact to a part of a pixel
         if mode in ("auto", "eager") and can_pack(self.device, self.dtype):
-            for part in (self._autoencoder.decoder, self._autoencoder.compensation, self._denoiser, self._head):
-                if part is not None:
-                    pack(part)
-        self._maker = FrameMaker(self._autoencoder, self._denoiser, self._head, mode)
+            encoder = self._autoencoder.encoder if self._flow_network is not None else None
+            for network in (*self._of_a_frame(), encoder, self._head):
+                if network is not None:
+                    pack(network)
+        mover = Mover(self._flow_network, self._autoencoder) if self._flow_network is not None else None
+        self._maker = FrameMaker(self._autoencoder, self._denoiser, self._head, mode, mover)
         self._spawns = loaded.spawns
         self.reseed(seed)
         self.frame = np.zeros((self.height, self.width, 3), np.uint8)
@@ -202,15 +210,22 @@ class NeuralGame:
         if frames is not None:
             latents, held = self._encode_start(frames, actions)
             shown = torch.from_numpy(frames[-1:].copy()) if self.config.autoencoder.compensation else None
+            flow = (
+                settle_flow(self._flow_network, latents, held.to(latents)) if self._flow_network is not None else None
+            )
             self.spawn = -1
         else:
             index = self._choose_spawns(spawn)
             latents, held = self._spawns.latents[index], self._spawns.actions[index]
             shown = self._spawns.frames[index] if self._spawns.frames is not None else None
+            flow = self._spawns.flows[index] if self._spawns.flows is not None else None
             self.spawn = int(index[0])
         batch = (self.batch, *latents.shape[1:])
         self._latents = latents.expand(batch).to(self.device, self.dtype).contiguous()
         self._actions = held.expand(self.batch, *held.shape[1:]).to(self.device, self.dtype).contiguous()
+        self._flow = torch.zeros(self.batch, 2, *(FINER * size for size in latents.shape[3:]), device=self.device)
+        if flow is not None:
+            self._flow += flow.to(self._flow)
         if shown is None:
             shown = self._autoencoder.decode_frames(self._latents[:, -1])
         self._forget_outcome()
@@ -262,7 +277,8 @@ class NeuralGame:
 
     def _place(self, games: Sequence[int], index: torch.Tensor) -> None:
         """Start ``games`` from the stored starts ``index``."""
-        self._latents, self._actions, screen = self._latents.clone(), self._actions.clone(), self._screen.clone()
+        self._latents, self._actions = self._latents.clone(), self._actions.clone()
+        self._flow, screen = self._flow.clone(), self._screen.clone()
         where = torch.tensor(list(games), dtype=torch.int64)
         self._latents[where] = self._spawns.latents[index].to(self._latents)
         self._actions[where] = self._spawns.actions[index].to(self._actions)
@@ -270,6 +286,8 @@ class NeuralGame:
             screen[where] = self._spawns.frames[index].to(self.device)
         else:
             screen[where] = self._autoencoder.decode_frames(self._latents[where, -1])
+        if self._spawns.flows is not None:
+            self._flow[where] = self._spawns.flows[index].to(self._flow)
         self.ended[list(games)] = False
         self._show(screen)
 
@@ -287,8 +305,10 @@ class NeuralGame:
         if held.shape != ((self.action_set.size,) if self.batch == 1 else (self.batch, self.action_set.size)):
             raise ActionError(f"one action for each of {self.batch} games is needed", held.shape, "give (B, A) values")
         self._actions[:, -1] = torch.from_numpy(held).to(self.device, self.dtype)
-        inputs = (self._latents, self._actions, self._screen, self.draw_noise())
-        latent, frames, logits = self._maker(inputs, self._sampler, tuple(self._each) if self._each else None)
+        inputs = (self._latents, self._actions, self._screen, self._flow, self.draw_noise())
+        latent, frames, logits, self._flow = self._maker(
+            inputs, self._sampler, tuple(self._each) if self._each else None
+        )
         self._latents = torch.cat([self._latents[:, 1:], latent[:, None]], dim=1)
         self._actions = torch.cat([self._actions[:, 1:], self._actions[:, -1:]], dim=1)
         self._counts = [count + 1 for count in self._counts]
@@ -302,18 +322,19 @@ class NeuralGame:
     @torch.inference_mode()
     def sample_now(self) -> torch.Tensor:
         """The next latent, without going there: what :meth:`step` does before decoding, for measuring."""
-        return sample_next(self._denoiser, self._latents, self._actions, self.draw_noise(), self._sampler)
+        context = self._maker.look(self._latents, self._actions, self._screen, self._flow)[0]
+        return sample_next(self._denoiser, context, self._actions, self.draw_noise(), self._sampler)
 
     @torch.inference_mode()
     def decode_now(self) -> np.ndarray:
         """The newest latent decoded once more: what :meth:`step` does after sampling, for measuring."""
-        before = Before(self._latents[:, -1], self._screen, self._actions)
+        before = Before(self._latents[:, -1], self._screen, self._actions, self._flow)
         return self._to_numpy(self._autoencoder.decode_frames(self._latents[:, -1], before))
 
     @torch.inference_mode()
     def make_now(self, noise: torch.Tensor) -> None:
         """Compute the next frame on the device, without going there, for counting what that takes."""
-        self._maker.make((self._latents, self._actions, self._screen, noise), self._sampler)
+        self._maker.make((self._latents, self._actions, self._screen, self._flow, noise), self._sampler)
 
     def copy_now(self) -> np.ndarray:
         """The frame on screen, copied to the host once more, for measuring."""
@@ -321,17 +342,21 @@ class NeuralGame:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights that a frame reads: all but the encoder's, the noise network's once a step."""
-        once = [*self._autoencoder.decoder.parameters(), *self._denoiser.parameters()]
-        if self._autoencoder.compensation is not None:
-            once += self._autoencoder.compensation.parameters()
+        """Bytes of the weights that a frame reads: the encoder's where it moves frames, the noise network's a step."""
+        once = [parameter for part in self._of_a_frame() if part is not None for parameter in part.parameters()]
+        if self._flow_network is not None:
+            once += self._autoencoder.encoder.parameters()
         again = sum(parameter.nbytes for parameter in self._denoiser.noise_net.parameters())
         return sum(parameter.nbytes for parameter in once) + (self.steps - 1) * again
+
+    def _of_a_frame(self) -> tuple[nn.Module | None, ...]:
+        """The networks that make a frame, but for the encoder."""
+        return self._autoencoder.decoder, self._autoencoder.compensation, self._denoiser, self._flow_network
 
     def save(self) -> GameState:
         """The present moment, to go back to with :meth:`load`."""
         frame = self._to_numpy(self._screen).copy()
-        return GameState(self._latents, self._actions.clone(), frame, tuple(self._counts), self.spawn)
+        return GameState(self._latents, self._actions.clone(), frame, self._flow, tuple(self._counts), self.spawn)
 
     def load(self, state: GameState) -> np.ndarray:
         """Go back to a saved moment of this game; its frame.
@@ -342,6 +367,7 @@ class NeuralGame:
         if state.latents.shape != self._latents.shape or state.actions.shape != self._actions.shape:
             raise OptionError("the state is of another game", f"latents {tuple(state.latents.shape)}", "see save")
         self._latents, self._actions = state.latents, state.actions.clone()
+        self._flow = state.flow
         self._counts, self.spawn = list(state.counts), state.spawn
         self._forget_outcome()
         shown = torch.from_numpy(state.frame.copy())

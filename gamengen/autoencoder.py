@@ -31,6 +31,7 @@ class AutoencoderConfig:
         decoder_blocks: likewise, at the same sizes.
         compensation: action channels, of all past frames together, that the decoder sees with the frame before, see
             :mod:`gamengen.compensation`; 0 where it sees its latent alone.
+        guided: whether the flow of compensation is given, see :mod:`gamengen.flow`, in place of a camera's.
     """
 
     channels: int = 32
@@ -38,10 +39,13 @@ class AutoencoderConfig:
     encoder_blocks: tuple[int, int, int] = (1, 1, 1)
     decoder_blocks: tuple[int, int, int] = (2, 2, 1)
     compensation: int = 0
+    guided: bool = False
 
     def __post_init__(self) -> None:
         if self.channels < 1 or any(width % 8 or width < 8 for width in self.widths):
             raise OptionError(f"widths must be multiples of 8, got {self.widths}", "autoencoder", "use 64, 128, 256")
+        if self.guided and not self.compensation:
+            raise OptionError("a flow guides compensation, and there is none", "autoencoder", "leave guided out")
         if self.compensation < 0:
             raise OptionError(f"compensation must be 0 or more, got {self.compensation}", "autoencoder", "use 0")
 
@@ -54,11 +58,13 @@ class Before:
         latents: of the frame before (B, C, h, w).
         frames: that frame, as it was shown (B, 16 h, 16 w, 3) uint8.
         actions: (B, K, A); the last is held now.
+        flow: by which the frame is moved, in pixels (B, 2, 2 h, 2 w); None where the decoder has a camera.
     """
 
     latents: torch.Tensor
     frames: torch.Tensor
     actions: torch.Tensor
+    flow: torch.Tensor | None = None
 
 
 def check_frame_size(height: int, width: int) -> None:
@@ -90,8 +96,9 @@ class Autoencoder(nn.Module):
             *blocks(far, config.encoder_blocks[2]),
             _Edge("last", nn.Conv2d(far, config.channels, 3, padding=1)),
         )
+        of_camera = 0 if config.guided else config.compensation
         self.compensation = (
-            Compensation(config.channels, config.widths, PATCH, config.compensation) if config.compensation else None
+            Compensation(config.channels, config.widths, PATCH, of_camera) if config.compensation else None
         )
         self.decoder = nn.Sequential(
             _Edge("first", nn.Conv2d(config.channels, far, 3, padding=1)),
@@ -147,7 +154,7 @@ class Autoencoder(nn.Module):
         near = in_far + in_middle + 5  # where the sizes of the layers change
         features = self.decoder[0](latents) + self.compensation.latent_first(before.latents)
         features = self.decoder[1 : near - 2](features)
-        flow = self.compensation.flow(features, before.actions)
+        flow = self.compensation.flow(features, before.actions, before.flow)
         pictures = self.compensation.move(before.frames, flow)
         features = self.decoder[near - 2 : near](features) + self.compensation.see(pictures, features.dtype)
         features = self.decoder[near:-1](features)

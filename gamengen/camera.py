@@ -2,7 +2,7 @@
 
 By descent alone a large motion is hardly learned: bricks a little further look like any other bricks, and only the
 whole view tells. So turns, shifts and zooms of many sizes are tried on each pair, and the camera of
-:class:`gamengen.compensation.Compensation` learns the best of them from the actions. Where bricks deceive this
+:class:`gamengen.compensation.Camera` learns the best of them from the actions. Where bricks deceive this
 too, they do so in a minority of pairs, and the absolute error goes with the majority. Then descent makes it exact.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from gamengen.autoencoder import pixels_of
-from gamengen.compensation import FLOW_PIXELS, Compensation, homography_flow, warp
+from gamengen.compensation import FLOW_PIXELS, Camera, homography_flow, warp
 from gamengen.training import step_generator
 
 TURNS = tuple(0.5 * half for half in range(1, 29))  # degrees
@@ -42,16 +42,16 @@ class Pairs:
     actions: torch.Tensor
 
 
-def fit_camera(compensation: Compensation, pairs: Pairs, seed: int, show: Callable[[float], None]) -> None:
-    """Teach the camera of ``compensation``, which stays as it is after that.
+def fit_camera(camera: Camera, pairs: Pairs, seed: int, show: Callable[[float], None]) -> None:
+    """Teach ``camera``, which stays as it is after that.
 
     Args:
-        compensation: whose camera learns.
+        camera: what learns.
         pairs: to learn from.
         seed: of their order.
         show: called with the share that is done, in [0, 1].
     """
-    compensation.camera.requires_grad_(True)
+    camera.requires_grad_(True)
     flows, gains = [], []
     for first in range(0, len(pairs.last), AT_ONCE):
         part = slice(first, first + AT_ONCE)
@@ -59,9 +59,9 @@ def fit_camera(compensation: Compensation, pairs: Pairs, seed: int, show: Callab
         flows.append(flow)
         gains.append(gain)
         show(0.5 * (first + len(gain)) / len(pairs.last))
-    _learn_table(compensation, torch.cat(flows), torch.cat(gains), pairs.actions)
-    _learn_pictures(compensation, pairs, seed, show)
-    compensation.camera.requires_grad_(False)
+    _learn_table(camera, torch.cat(flows), torch.cat(gains), pairs.actions)
+    _learn_pictures(camera, pairs, seed, show)
+    camera.requires_grad_(False)
 
 
 def moved_error(flow: torch.Tensor, last: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
@@ -74,21 +74,21 @@ def moved_error(flow: torch.Tensor, last: torch.Tensor, pixels: torch.Tensor) ->
     return torch.minimum((warp(last, flow) - pixels).abs().mean(1), still).mean()
 
 
-def _learn_table(compensation: Compensation, flow: torch.Tensor, gain: torch.Tensor, actions: torch.Tensor) -> None:
+def _learn_table(camera: Camera, flow: torch.Tensor, gain: torch.Tensor, actions: torch.Tensor) -> None:
     weight = torch.where(gain > 0, gain, REST_WEIGHT)
-    optimizer = torch.optim.Adam(compensation.camera.parameters(), TABLE_RATE)
+    optimizer = torch.optim.Adam(camera.parameters(), TABLE_RATE)
     for step in range(TABLE_STEPS):
         optimizer.param_groups[0]["lr"] = TABLE_RATE * (1 - step / TABLE_STEPS)
-        error = compensation.camera_flow(actions, flow.shape[2], flow.shape[3]) - flow
+        error = camera(actions, flow.shape[2], flow.shape[3]) - flow
         _descend(optimizer, (weight * error.abs().mean(dim=(1, 2, 3))).sum() / weight.sum())
 
 
-def _learn_pictures(compensation: Compensation, pairs: Pairs, seed: int, show: Callable[[float], None]) -> None:
+def _learn_pictures(camera: Camera, pairs: Pairs, seed: int, show: Callable[[float], None]) -> None:
     height, width = (size // FLOW_PIXELS for size in pairs.last.shape[1:3])
     done = 0.5
     for scale, passes in PICTURE_PASSES:
         steps = -(-passes * len(pairs.last) // AT_ONCE)
-        optimizer = torch.optim.Adam(compensation.camera.parameters(), PICTURE_RATE)
+        optimizer = torch.optim.Adam(camera.parameters(), PICTURE_RATE)
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = PICTURE_RATE * (1 - step / steps)
             picks = torch.randint(len(pairs.last), (AT_ONCE,), generator=step_generator(seed, 1000 * scale + step))
@@ -96,7 +96,7 @@ def _learn_pictures(compensation: Compensation, pairs: Pairs, seed: int, show: C
                 F.avg_pool2d(pixels_of(frames[picks.to(frames.device)]), scale)
                 for frames in (pairs.last, pairs.following)
             )
-            flow = compensation.camera_flow(pairs.actions[picks.to(pairs.actions.device)], height, width)
+            flow = camera(pairs.actions[picks.to(pairs.actions.device)], height, width)
             _descend(optimizer, moved_error(flow / scale, last, pixels))
             done += 0.5 / len(PICTURE_PASSES) / steps
             show(done)

@@ -1,10 +1,11 @@
 """Checkpoints: everything that a neural game needs, in a folder that is safe to load.
 
 ``config.json``, ``autoencoder.safetensors``, ``denoiser.safetensors``, ``spawns.safetensors``, ``metrics.json`` and
-``README.md``, and ``outcome.safetensors`` where the model tells rewards and ends. Spawns are stored as compressed
-bytes; weights as bytes, with a float32 scale for each output channel under the same name with ``.scale``, and
-what is small as float16; in files of at most 16 MiB (larger models are sharded with an index, as is usual). Format
-version 1 had all weights as float16. Loading is strict and runs no pickle.
+``README.md``; ``outcome.safetensors`` where the model tells rewards and ends, and ``flow.safetensors`` where it sees
+the last frame moved. Spawns are stored as compressed bytes; weights as bytes, with a float32 scale for each output
+channel under the same name with ``.scale``, and what is small as float16; in files of at most 16 MiB (larger models
+are sharded with an index, as is usual). Format version 1 had all weights as float16. Loading is strict and runs no
+pickle.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from gamengen.autoencoder import FACTOR, Autoencoder, AutoencoderConfig, check_f
 from gamengen.denoiser import Denoiser, DenoiserConfig
 from gamengen.devices import Model
 from gamengen.diffusion import SamplerConfig
+from gamengen.flow import FINER, FlowConfig, FlowNetwork
 from gamengen.outcome import OutcomeConfig, OutcomeHead
 from recorder.recording import write_json
 
@@ -64,6 +66,7 @@ class CheckpointConfig:
     git_commit: str = ""
     notice: str = ""
     outcome: OutcomeConfig | None = None
+    flow: FlowConfig | None = None
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -73,12 +76,13 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class Spawns:
-    """Stored starts: latents (S, K, C, h, w), actions (S, K, A), and for a compensated decoder the frames on
-    screen (S, H, W, 3) uint8."""
+    """Stored starts: latents (S, K, C, h, w), actions (S, K, A), for a compensated decoder the frames on screen
+    (S, H, W, 3) uint8, and for a flow network the flows by which those came (S, 2, 2 h, 2 w) float16."""
 
     latents: torch.Tensor
     actions: torch.Tensor
     frames: torch.Tensor | None = None
+    flows: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,12 @@ class Checkpoint:
     spawns: Spawns
     metrics: dict[str, Any]
     outcome: OutcomeHead | None = None
+    flow: FlowNetwork | None = None
+
+    def networks(self) -> dict[str, nn.Module]:
+        """All of them, by the names of their files."""
+        found = {"autoencoder": self.autoencoder, "denoiser": self.denoiser, "outcome": self.outcome, "flow": self.flow}
+        return {name: model for name, model in found.items() if model is not None}
 
 
 def shipped_checkpoints() -> list[str]:
@@ -132,15 +142,15 @@ def load_checkpoint(name: str | Path | None = None) -> Checkpoint:
     try:
         autoencoder, denoiser = Autoencoder(config.autoencoder), Denoiser(config.denoiser)
         outcome = OutcomeHead(config.outcome).eval() if config.outcome is not None else None
+        flow = FlowNetwork(config.flow).eval() if config.flow is not None else None
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         what = f"no model has the sizes in config.json ({' '.join(str(error).split())[:80]})"
         raise CheckpointError(what, folder / "config.json", "restore the file") from error
-    _load_model(autoencoder, folder, "autoencoder")
-    _load_model(denoiser, folder, "denoiser")
-    if outcome is not None:
-        _load_model(outcome, folder, "outcome")
-    spawns = _load_spawns(folder, config)
-    return Checkpoint(config, autoencoder.eval(), denoiser.eval(), spawns, read_figures(folder), outcome)
+    spawns, metrics = _load_spawns(folder, config), read_figures(folder)
+    checkpoint = Checkpoint(config, autoencoder.eval(), denoiser.eval(), spawns, metrics, outcome, flow)
+    for name, model in checkpoint.networks().items():
+        _load_model(model, folder, name)
+    return checkpoint
 
 
 def read_figures(folder: Path) -> dict[str, Any]:
@@ -173,8 +183,9 @@ def read_config(folder: Path) -> CheckpointConfig:
             ("denoiser", DenoiserConfig),
             ("sampler", SamplerConfig),
             ("outcome", OutcomeConfig),
+            ("flow", FlowConfig),
         ):
-            if name == "outcome" and data.get(name) is None:
+            if name in ("outcome", "flow") and data.get(name) is None:
                 continue
             values: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in data[name].items()}
             data[name] = kind(**values)
@@ -209,6 +220,11 @@ def _check_config(config: CheckpointConfig) -> None:
         raise ValueError("the outcome head does not fit the denoiser")
     if config.autoencoder.compensation not in (0, config.denoiser.context * config.denoiser.actions):
         raise ValueError("the decoder does not see the actions that the denoiser sees")
+    seen = (config.denoiser.context, config.denoiser.channels, config.denoiser.actions)
+    if config.flow is not None and (config.flow.context, config.flow.channels, config.flow.actions) != seen:
+        raise ValueError("the flow network does not fit the denoiser")
+    if {config.denoiser.moved, config.autoencoder.guided} != {config.flow is not None}:
+        raise ValueError("a flow network is for a denoiser and a decoder that see the last frame moved")
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, card: str) -> None:
@@ -228,10 +244,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, card: str) -> None:
         write_json(partial / "config.json", checkpoint.config.to_json())
         write_json(partial / "metrics.json", checkpoint.metrics)
         (partial / "README.md").write_text(card)
-        models: dict[str, nn.Module] = {"autoencoder": checkpoint.autoencoder, "denoiser": checkpoint.denoiser}
-        if checkpoint.outcome is not None:
-            models["outcome"] = checkpoint.outcome
-        for name, model in models.items():
+        for name, model in checkpoint.networks().items():
             _save_tensors(stored_weights(model.state_dict()), partial, name)
         latents = checkpoint.spawns.latents.float() / _spawn_unit(checkpoint.config.denoiser.channels)
         spawns = {
@@ -240,6 +253,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, card: str) -> None:
         }
         if checkpoint.spawns.frames is not None:
             spawns["frames"] = _packed(checkpoint.spawns.frames)
+        if checkpoint.spawns.flows is not None:
+            spawns["flows"] = checkpoint.spawns.flows.half().contiguous()
         _save_tensors(spawns, partial, "spawns")
         if folder.is_dir():  # at every moment one of the two is whole
             folder.rename(old)
@@ -267,12 +282,15 @@ def _load_spawns(folder: Path, config: CheckpointConfig) -> Spawns:
     }
     if config.autoencoder.compensation:
         wanted["frames"] = ((count, config.height, config.width, 3), torch.uint8)
+    if config.flow is not None:
+        fine = (FINER * (config.height // FACTOR), FINER * (config.width // FACTOR))
+        wanted["flows"] = ((count, 2, *fine), torch.float16)
     fits = count > 0 and set(tensors) == set(wanted)
     found = {name: _unpacked(tensors[name], *wanted[name]) for name in wanted} if fits else {}
     if not fits or any((tuple(found[name].shape), found[name].dtype) != wanted[name] for name in wanted):
         path = folder / "spawns.safetensors"
         raise CheckpointError("the stored starts do not fit the model", path, "restore the file")
-    return Spawns(found["latents"].half() * _spawn_unit(channels), actions, found.get("frames"))
+    return Spawns(found["latents"].half() * _spawn_unit(channels), actions, found.get("frames"), found.get("flows"))
 
 
 def stored_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -280,7 +298,7 @@ def stored_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     stored: dict[str, torch.Tensor] = {}
     for name, weight in weights.items():
         value = weight.detach().float().cpu()
-        if value.ndim < 2 or value.numel() < BYTES_FROM:
+        if value.ndim < 2 or value.numel() < BYTES_FROM or "camera." in name:  # a turn must stay exact
             stored[name] = value.half().contiguous()
             continue
         rows = value.flatten(1)

@@ -156,6 +156,8 @@ class Create:
     """Frame width, a multiple of 16."""
     autoencoder_minutes: float | None = None
     """Instead of the planned share."""
+    flow_minutes: float = 0.0
+    """For a network that moves the last frame, where one walks; without it the camera only turns."""
     denoiser_minutes: float | None = None
     """Instead of the planned share."""
     distill_minutes: float | None = None

@@ -24,17 +24,42 @@ LARGEST_LOGIT = 30.0  # a picture that weighs e^30 is all that is seen
 PICTURES = 3  # decoded, moved, still
 
 
+class Camera(nn.Sequential):
+    """What the view as a whole does under past actions: a homography, whose coefficients they set.
+
+    Args:
+        actions: channels of all past actions.
+        width: of the layer between.
+    """
+
+    def __init__(self, actions: int, width: int = CAMERA_WIDTH) -> None:
+        super().__init__(nn.Linear(actions, width), nn.SiLU(), nn.Linear(width, HOMOGRAPHY))
+        for parameter in self[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, actions: torch.Tensor, height: int, width: int) -> torch.Tensor:  # type: ignore[override]
+        """Actions (B, K, A) to flow in pixels (B, 2, height, width)."""
+        hidden = actions.flatten(1).float()
+        with torch.autocast(actions.device.type, enabled=False):  # in bfloat16 a turn would be off by part of a pixel
+            for layer in self:
+                if isinstance(layer, nn.Linear):
+                    hidden = F.linear(hidden, layer.weight.float(), layer.bias.float())
+                else:
+                    hidden = layer(hidden)
+        return homography_flow(CAMERA_UNIT * hidden, height, width)
+
+
 class Compensation(nn.Module):
     """What a decoder needs beside itself to see the last latent, the last frame and the actions.
 
-    The flow is a camera's, a homography whose coefficients the actions set (a camera that turns maps its view by
-    one, whatever it sees), plus what the features add to it at each position.
+    The flow is a camera's (a camera that turns maps its view by a homography, whatever it sees), or one that is given,
+    plus what the features add to it at each position.
 
     Args:
         channels: C, channels of a latent.
         widths: of the decoder, at 1/4, 1/8 and 1/16 of the frame's size.
         patch: side of the space-to-depth patches at 1/4 of the frame's size.
-        actions: channels of all past actions.
+        actions: channels of all past actions; 0 where the flow is given.
     """
 
     def __init__(self, channels: int, widths: tuple[int, int, int], patch: int, actions: int) -> None:
@@ -42,42 +67,34 @@ class Compensation(nn.Module):
         near, middle, far = widths
         self._patch = patch
         self.latent_first = nn.Conv2d(channels, far, 3, padding=1)
-        self.camera = nn.Sequential(nn.Linear(actions, CAMERA_WIDTH), nn.SiLU(), nn.Linear(CAMERA_WIDTH, HOMOGRAPHY))
+        self.camera = Camera(actions) if actions else None
         self.flow_last = nn.Conv2d(middle, 2, 3, padding=1)
         self.frames_first = nn.Conv2d(2 * 3 * patch**2, near, 1)
         self.masks_last = nn.Conv2d(near, (PICTURES - 1) * patch**2, 1)
         self.difference_first = nn.Conv2d(2 * (PICTURES - 1), MASK_WIDTH, 3, padding=1)
         self.difference_last = nn.Conv2d(MASK_WIDTH, (PICTURES - 1) * patch**2, 3, padding=1)
         zero = (self.latent_first, self.flow_last, self.frames_first, self.masks_last, self.difference_last)
-        for fresh in (*zero, self.camera[-1]):
+        for fresh in zero:
             for parameter in fresh.parameters():
                 nn.init.zeros_(parameter)
         assert self.masks_last.bias is not None
         nn.init.constant_(self.masks_last.bias, COPY_BIAS)
 
-    def flow(self, features: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    def flow(self, features: torch.Tensor, actions: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor:
         """Where each pixel was.
 
         Args:
             features: (B, widths[1], H/8, W/8).
             actions: (B, K, A); the last is held now.
+            given: flow (B, 2, H/8, W/8) to begin with, where there is no camera.
 
         Returns:
             Flow in pixels right and down (B, 2, H/8, W/8).
         """
-        camera = self.camera_flow(actions, features.shape[2], features.shape[3])
-        return camera + LOCAL_UNIT * self.flow_last(features).float()
-
-    def camera_flow(self, actions: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """What the camera does under actions (B, K, A): flow in pixels (B, 2, height, width)."""
-        hidden = actions.flatten(1).float()
-        with torch.autocast(actions.device.type, enabled=False):  # in bfloat16 a turn would be off by part of a pixel
-            for layer in self.camera:
-                if isinstance(layer, nn.Linear):
-                    hidden = F.linear(hidden, layer.weight.float(), layer.bias.float())
-                else:
-                    hidden = layer(hidden)
-        return homography_flow(CAMERA_UNIT * hidden, height, width)
+        if self.camera is not None:
+            given = self.camera(actions, *features.shape[2:])
+        assert given is not None
+        return given + LOCAL_UNIT * self.flow_last(features).float()
 
     def move(self, frames: torch.Tensor, flow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The last frames (B, H, W, 3) uint8 as patches, moved and as they were.

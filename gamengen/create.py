@@ -23,15 +23,16 @@ from gamengen.devices import choose_device, describe_device
 from gamengen.diffusion import SamplerConfig, check_seed
 from gamengen.evaluation.options import QUICK, EvaluateOptions
 from gamengen.evaluation.results import summarise
+from gamengen.finish import Networks, finish_checkpoint
 from gamengen.presets import find_preset
 from gamengen.stages import (
-    Networks,
     Stage,
     encode,
-    finish_checkpoint,
+    encode_alone,
     fit_autoencoder,
     fit_decoder,
     fit_denoiser,
+    fit_flow,
     fit_outcome,
     fit_student,
 )
@@ -66,6 +67,7 @@ class CreateOptions:
         data: an existing recording, instead of recording anew.
         frames: frames to record; None plans them by the budget.
         autoencoder_minutes: instead of the planned share.
+        flow_minutes: for a network that moves the last frame, where one walks; without it the camera only turns.
         denoiser_minutes: instead of the planned share.
         distill_minutes: instead of the planned share; 0 leaves this stage out.
         decoder_minutes: instead of the planned share; 0 leaves this stage out.
@@ -86,6 +88,7 @@ class CreateOptions:
     height: int = 240
     width: int = 320
     autoencoder_minutes: float | None = None
+    flow_minutes: float = 0.0
     denoiser_minutes: float | None = None
     distill_minutes: float | None = None
     decoder_minutes: float | None = None
@@ -94,7 +97,7 @@ class CreateOptions:
     work: Path | None = None
 
     def __post_init__(self) -> None:
-        skippable = ("distill_minutes", "decoder_minutes")
+        skippable = ("flow_minutes", "distill_minutes", "decoder_minutes")
         for name in ("minutes", "autoencoder_minutes", "denoiser_minutes", *skippable, "frames"):
             value = getattr(self, name)
             skipped = name in skippable and value == 0
@@ -139,6 +142,7 @@ class Plan:
     decoder_minutes: float
     outcome_minutes: float
     evaluate_seconds: float
+    flow_minutes: float = 0.0
 
 
 def create_game(options: CreateOptions) -> dict[str, Any]:
@@ -164,6 +168,11 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     stage = Stage(recording, work.folder, options.preset, device, init, options.seed)
     training = TrainOptions(minutes=plan.autoencoder_minutes, seed=options.seed)
     autoencoder = work.timed("autoencoder", lambda: fit_autoencoder(stage, training))
+    flow = None
+    if options.flow_minutes > 0:
+        training = TrainOptions(minutes=options.flow_minutes, seed=options.seed)
+        alone = work.timed("encode", lambda: encode_alone(stage, autoencoder))
+        flow = work.timed("flow", lambda: fit_flow(stage, autoencoder, alone, training))
     latents = work.timed("encode", lambda: encode(stage, autoencoder))
     minutes = work.remember("denoiser_minutes", _denoiser_minutes(options, plan, work))
     training = TrainOptions(minutes=minutes, adam_lr=5e-4, seed=options.seed)
@@ -182,7 +191,7 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     windows, rollouts = (64, 4) if minutes < 10 else (256, 16)
     scope = EvaluateOptions(windows, rollouts, PLAYED_FRAMES, QUICK, options.seed)
     took = {name: round(seconds / 60, 1) for name, seconds in work.stages.items()}
-    networks = Networks(autoencoder, denoiser, sampler, outcome)
+    networks = Networks(autoencoder, denoiser, sampler, outcome, flow)
     metrics = work.timed(
         "evaluate",
         lambda: finish_checkpoint(stage, networks, latents, options.out, took, scope),
@@ -206,7 +215,9 @@ def make_plan(options: CreateOptions, device: str, warm: bool) -> Plan:
     record = 0.0 if options.data is not None else frames / recorded_per_second
     encode = frames / ENCODED_PER_SECOND[device]
     evaluate = min(120.0, EVALUATION_SHARE * total)
-    training = max(total - record - encode - evaluate, 0.3 * total) / 60
+    if options.flow_minutes > 0:
+        encode *= 3  # flows are measured between frames, and moved frames encoded too
+    training = max(total - record - encode - evaluate - 60 * options.flow_minutes, 0.3 * total) / 60
     shares = (0.2, 0.52, 0.1, 0.15, 0.03) if warm else (0.27, 0.45, 0.1, 0.15, 0.03)
     return Plan(
         frames,
@@ -218,6 +229,7 @@ def make_plan(options: CreateOptions, device: str, warm: bool) -> Plan:
         options.decoder_minutes if options.decoder_minutes is not None else shares[3] * training,
         shares[4] * training,
         evaluate,
+        options.flow_minutes,
     )
 
 
@@ -286,7 +298,7 @@ def _find_init(options: CreateOptions) -> Checkpoint | None:
     if options.init is not None:
         return load_checkpoint(options.init)
     for folder in shipped_for(options.spec):
-        if replace(read_config(folder).autoencoder, compensation=0) == preset.autoencoder:
+        if replace(read_config(folder).autoencoder, compensation=0, guided=False) == preset.autoencoder:
             return load_checkpoint(folder)
     return None
 
@@ -298,7 +310,9 @@ def _announce(options: CreateOptions, plan: Plan, work: Path, device: torch.devi
     Console(stderr=True).print(
         f"making [bold]{options.spec}[/bold] ({options.preset}, {begin}) on {describe_device(device)}\n"
         f"plan: {plan.frames:,} frames recorded in {plan.record_seconds:.0f} s, autoencoder "
-        f"{plan.autoencoder_minutes:.1f} min, encoding {plan.encode_seconds:.0f} s, denoiser about "
+        f"{plan.autoencoder_minutes:.1f} min, encoding {plan.encode_seconds:.0f} s, "
+        + (f"flow {plan.flow_minutes:.1f} min, " if plan.flow_minutes else "")
+        + "denoiser about "
         f"{plan.denoiser_minutes:.1f} min, distillation {plan.distill_minutes:.1f} min, "
         f"decoder {plan.decoder_minutes:.1f} min, outcome {plan.outcome_minutes:.1f} min, "
         f"evaluation {plan.evaluate_seconds:.0f} s\n"

@@ -8,7 +8,7 @@ predict is added to the newest latent, moved by the actions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -34,6 +34,7 @@ class DenoiserConfig:
         noise_blocks: likewise for the noise network.
         motions: kernels of the learned motion that moves the newest latents by the actions.
         embedding: width of the FiLM embedding.
+        moved: whether the context ends with one latent more, of the last frame moved; see :mod:`gamengen.flow`.
     """
 
     context: int = 8
@@ -44,6 +45,12 @@ class DenoiserConfig:
     noise_blocks: tuple[int, int, int] = (1, 2, 1)
     motions: int = 8
     embedding: int = 128
+    moved: bool = False
+
+    @property
+    def latents(self) -> int:
+        """Latents of a context: K, and one more where the last frame is also given moved."""
+        return self.context + self.moved
 
     def __post_init__(self) -> None:
         if self.context < 1 or self.actions < 1 or self.channels < 1:
@@ -87,7 +94,7 @@ class Motion(nn.Module):
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
-        self.frames = min(MOTION_FRAMES, config.context)
+        self.frames = min(MOTION_FRAMES, config.latents)
         self.motions, self.channels = config.motions, config.channels
         self.kernels = nn.Conv2d(
             self.frames * config.channels, config.motions * config.channels, MOTION_KERNEL,
@@ -116,7 +123,7 @@ class Denoiser(nn.Module):
         )
         self.context_level = LevelEmbedding(embedding)
         self.sigma = LevelEmbedding(embedding)
-        self.context_first = nn.Conv2d(config.context * config.channels, wide, 3, padding=1)
+        self.context_first = nn.Conv2d(config.latents * config.channels, wide, 3, padding=1)
         self.context_net = UNet(config.widths, config.context_blocks, embedding)
         self.motion = Motion(config)
         self.noise_first = nn.Conv2d(config.channels, wide, 3, padding=1)
@@ -133,7 +140,8 @@ class Denoiser(nn.Module):
         """What depends only on the past, once a frame.
 
         Args:
-            context: past latents (B, K, C, h, w), oldest first.
+            context: past latents (B, K, C, h, w), oldest first; where the denoiser sees the last frame moved, that
+                comes last (B, K + 1, C, h, w), and the prediction is added to it.
             actions: (B, K, A); the last is the one held now.
             level: noise level of the context (B,).
 
@@ -165,3 +173,14 @@ class Denoiser(nn.Module):
     ) -> torch.Tensor:
         """Both networks; see :meth:`encode_context` and :meth:`denoise`."""
         return self.denoise(noisy, sigma, self.encode_context(context, actions, level))
+
+
+def seeing_moved(source: Denoiser) -> Denoiser:
+    """A copy of ``source`` that sees the last frame moved too, to be trained on: at first it only adds to that."""
+    model = Denoiser(replace(source.config, moved=True))
+    state = {name: value for name, value in source.state_dict().items() if not name.startswith("motion.")}
+    seen = state["context_first.weight"]
+    unseen = seen.new_zeros(len(seen), source.config.channels, *seen.shape[2:])
+    state["context_first.weight"] = torch.cat([seen, unseen], dim=1)
+    model.load_state_dict({**model.state_dict(), **state})
+    return model

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from gamengen.flow import FINER, Mover
 from gamengen.latents import LatentEpisodes, gather_windows, window_starts
 
 LONGEST_PLAY = 32  # frames
@@ -20,44 +21,73 @@ LONGEST_PLAY = 32  # frames
 class FreePlays:
     """``count`` free plays, side by side.
 
+    Where the denoiser sees the last frame moved, that is the play's own too: its latents decoded, moved and encoded.
+
     Args:
-        episodes: where they begin, and whose actions they follow.
+        episodes: where they begin, and whose actions they follow; with a ``mover``, flows and moved latents are known.
         count: N, how many.
         context: K, past frames that the model sees.
         longest: frames of the longest play; where an episode ends before, as many as it has.
+        mover: moves the last frame, for a denoiser that sees that.
     """
 
-    def __init__(self, episodes: LatentEpisodes, count: int, context: int, longest: int = LONGEST_PLAY) -> None:
+    def __init__(
+        self,
+        episodes: LatentEpisodes,
+        count: int,
+        context: int,
+        longest: int = LONGEST_PLAY,
+        mover: Mover | None = None,
+    ) -> None:
         self._episodes, self._context = episodes, context
         self._starts, self._room = play_starts(episodes.lengths, context)
         self._longest = longest
         shape, device = episodes.latents.shape[1:], episodes.latents.device
+        self._mover = mover
         self._latents = torch.zeros(count, context, *shape, device=device)
+        self._moved = torch.zeros(count, *shape, device=device)
+        self._flows = torch.zeros(count, 2, FINER * shape[1], FINER * shape[2], device=device)
         self._first = torch.zeros(count, dtype=torch.int64)
         self._left = torch.zeros(count, dtype=torch.int64)  # frames until the play gives way; 0 has not begun
 
     def windows(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What to train on now: own contexts (N, K, C, h, w), actions (N, K, A), real next latents (N, C, h, w)."""
+        """What to train on now.
+
+        Returns:
+            Own contexts (N, K, C, h, w), or K + 1 with a mover; actions (N, K, A); the real next latents (N, C, h, w).
+        """
         ended = (self._left == 0).nonzero()[:, 0].tolist()
         for number in ended:
             pick = rng.integers(len(self._starts))
             start, longest = self._starts[pick], min(self._longest, self._room[pick])
             self._latents[number] = gather_windows(self._episodes, start[None], self._context)[0][0]
             self._first[number], self._left[number] = int(start), int(rng.integers(1, longest + 1))
+            if self._episodes.moved is not None and self._episodes.flows is not None:
+                self._moved[number] = self._episodes.moved[start + self._context - 1]
+                self._flows[number] = self._episodes.flows[start + self._context - 1]
         latents, actions = gather_windows(self._episodes, self._first.numpy(), self._context + 1)
-        return self._latents, actions[:, :-1], latents[:, -1]
+        return self._contexts(), actions[:, :-1], latents[:, -1]
 
     def advance(self, sample: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         """One frame on: ``sample`` makes the next latents (N, C, h, w) from contexts and actions."""
         actions = gather_windows(self._episodes, self._first.numpy(), self._context)[1]
-        following = sample(self._latents, actions)
+        following = sample(self._contexts(), actions)
         self._latents = torch.cat([self._latents[:, 1:], following[:, None].to(self._latents)], dim=1)
         self._first += 1
         self._left -= 1
+        if self._mover is not None:
+            actions = gather_windows(self._episodes, self._first.numpy(), self._context)[1]
+            self._moved, self._flows = move_decoded(self._mover, self._latents, actions, self._flows)
+
+    def _contexts(self) -> torch.Tensor:
+        if self._mover is None:
+            return self._latents
+        return torch.cat([self._latents, self._moved[:, None]], dim=1)
 
     def state(self) -> dict[str, torch.Tensor]:
         """For the training state: a resumed training goes on with the same plays."""
-        return {"latents": self._latents, "first": self._first, "left": self._left}
+        played = {"latents": self._latents, "first": self._first, "left": self._left}
+        return played if self._mover is None else played | {"moved": self._moved, "flows": self._flows}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Go on with the plays of :meth:`state`; as many others begin where it was of another batch."""
@@ -65,6 +95,8 @@ class FreePlays:
             return
         self._latents = state["latents"].to(self._latents)
         self._first, self._left = state["first"].cpu(), state["left"].cpu()
+        if self._mover is not None:
+            self._moved, self._flows = state["moved"].to(self._moved), state["flows"].to(self._flows)
 
 
 def play_starts(lengths: tuple[int, ...], context: int) -> tuple[np.ndarray, np.ndarray]:
@@ -76,3 +108,23 @@ def play_starts(lengths: tuple[int, ...], context: int) -> tuple[np.ndarray, np.
     starts = window_starts(lengths, context + 1)
     ends = np.cumsum(lengths)
     return starts, ends[np.searchsorted(ends, starts, side="right")] - starts - context
+
+
+@torch.no_grad()
+def move_decoded(
+    mover: Mover, latents: torch.Tensor, actions: torch.Tensor, flows: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What ``mover`` gives for the newest of latents (B, K, C, h, w), decoded alone.
+
+    Args:
+        mover: with the decoder.
+        latents: oldest first.
+        actions: (B, K, A); the last is held now.
+        flows: by which the newest frames came (B, 2, 2 h, 2 w).
+
+    Returns:
+        Latents of the frames moved (B, C, h, w), and their flows (B, 2, 2 h, 2 w), float32.
+    """
+    frames = mover.autoencoder.decode_frames(latents[:, -1])
+    seen, following = mover(latents, actions, frames, flows)
+    return seen[:, -1].float(), following.float()

@@ -1,13 +1,14 @@
-"""Latent cache: every recorded frame encoded once, so that training never decodes a frame twice.
+"""Caches: what training needs of every recorded frame, made once: latents above all, so that no frame is encoded twice.
 
-A cache is a folder with ``cache.json`` (the encoder's hash and the game) and one safetensors
-file an episode, so that encoding can be stopped anywhere and go on.
+A cache is a folder with ``cache.json`` (what it was made by, and of which game) and one safetensors file an episode,
+so that it can be stopped anywhere and go on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,20 @@ class LatentEpisodes:
         latents: (N, C, h, w) float16.
         actions: (N, A) float32.
         lengths: frames of each episode, in order; they sum to N.
+        flows: from each frame to the next (N, 2, 2 h, 2 w) float16, where they were measured.
+        moved: latents of each frame moved to the next (N, C, h, w) float16, where that was done.
     """
 
     latents: torch.Tensor
     actions: torch.Tensor
     lengths: tuple[int, ...]
+    flows: torch.Tensor | None = None
+    moved: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> LatentEpisodes:
         """The same on ``device``."""
-        return LatentEpisodes(self.latents.to(device), self.actions.to(device), self.lengths)
+        flows, moved = (part.to(device) if part is not None else None for part in (self.flows, self.moved))
+        return LatentEpisodes(self.latents.to(device), self.actions.to(device), self.lengths, flows, moved)
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -62,65 +68,112 @@ def encode_recording(recording: Recording, autoencoder: Autoencoder, folder: Pat
     Raises:
         DataError: the cache was made by another autoencoder, or cannot be written.
     """
-    header = {
-        "format_version": FORMAT_VERSION,
-        "spec": recording.header.spec,
-        "encoder": weights_hash(autoencoder.encoder),
-    }
+
+    def encode(path: Path) -> dict[str, torch.Tensor]:
+        episode = read_episode(path)
+        latents = encode_frames(autoencoder, episode.frames).contiguous()
+        return {"latents": latents, "actions": torch.from_numpy(episode.actions)}
+
+    maker = {"encoder": weights_hash(autoencoder.encoder)}
+    fill_cache(recording, folder, maker, "encoding frames", encode)
+
+
+def fill_cache(
+    recording: Recording,
+    folder: Path,
+    maker: dict[str, str],
+    text: str,
+    make: Callable[[Path], dict[str, torch.Tensor]],
+) -> None:
+    """Make what is not in the cache yet.
+
+    Args:
+        recording: whose episodes.
+        folder: of the cache.
+        maker: hashes of what makes it, by name.
+        text: for the progress bar.
+        make: an episode's tensors, by name, each of as many rows as it has frames.
+
+    Raises:
+        DataError: the cache was made by something else, or cannot be written.
+    """
+    header = {"format_version": FORMAT_VERSION, "spec": recording.header.spec, **maker}
     path = folder / "cache.json"
     if path.is_file():
         found = _read_header(path)
         if found.get("spec") != header["spec"]:
-            raise DataError(f"the latent cache is of {found.get('spec')}", folder, "delete the folder")
-        if found != header:
-            raise DataError("the latent cache was made by another autoencoder", folder, "delete the folder")
+            raise DataError(f"the {folder.name} here are of {found.get('spec')}", folder, "delete the folder")
+        _check_maker(found, maker, folder)
     else:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(path, header)
         except OSError as error:
-            raise DataError(f"cannot write the cache ({error.strerror})", folder, "choose another folder") from error
+            raise DataError(f"cannot make the cache ({error.strerror})", folder, "choose another folder") from error
     infos = recording.episodes()
     _check_same_episodes(infos, folder)
     total, done = sum(info.frames for info in infos), 0
-    with progress("encoding frames", total, "frames") as show:
+    with progress(text, total, "frames") as show:
         for info in infos:
             target = folder / f"{info.path.stem}.safetensors"
             if not target.is_file():
-                _encode_episode(info.path, autoencoder, target)
+                _write_tensors(make(info.path), target)
             done += info.frames
             show(done, "")
 
 
-def _encode_episode(path: Path, autoencoder: Autoencoder, target: Path) -> None:
-    episode = read_episode(path)
-    tensors = {
-        "latents": encode_frames(autoencoder, episode.frames).contiguous(),
-        "actions": torch.from_numpy(episode.actions),
-    }
+def _write_tensors(tensors: dict[str, torch.Tensor], target: Path) -> None:
     partial = target.with_suffix(".partial")
     try:
         save_file(tensors, partial)
         partial.replace(target)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise DataError(f"cannot write latents ({error})", target, "free some space, then run again") from error
+        raise DataError(f"cannot write the cache ({error})", target, "free some space, then run again") from error
 
 
 def load_latents(folder: Path, autoencoder: Autoencoder) -> tuple[LatentEpisodes, LatentEpisodes]:
-    """Read the whole cache into memory: (train, held out), split by episode.
+    """Read the whole cache of latents into memory: (train, held out), split by episode.
 
     Raises:
         DataError: the cache is missing, damaged, or of another autoencoder.
     """
+    train, held_out = (
+        LatentEpisodes(torch.cat(part["latents"]), torch.cat(part["actions"]), tuple(map(len, part["latents"])))
+        for part in load_cache(folder, {"encoder": weights_hash(autoencoder.encoder)}, ("latents", "actions"))
+    )
+    return train, held_out
+
+
+def load_cache(folder: Path, maker: dict[str, str], names: tuple[str, ...]) -> list[dict[str, list[torch.Tensor]]]:
+    """The tensors called ``names`` of each episode, as lists: of the episodes to train on, and of those held out.
+
+    Raises:
+        DataError: the cache is missing, damaged, or was not made by ``maker``.
+    """
     path = folder / "cache.json"
     if not path.is_file():
-        raise DataError("no latent cache here", folder, "encode the recording first")
-    header = _read_header(path)
-    if header.get("format_version") != FORMAT_VERSION or header.get("encoder") != weights_hash(autoencoder.encoder):
-        raise DataError("the latent cache was made by another autoencoder", folder, "delete the folder, encode again")
-    train, held_out = split_held_out(sorted(folder.glob("*.safetensors")))
-    return _load(train), _load(held_out)
+        raise DataError(f"no {folder.name} here", folder, "encode the recording first")
+    _check_maker(_read_header(path), maker, folder)
+    parts = []
+    for paths in split_held_out(sorted(folder.glob("*.safetensors"))):
+        found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+        for path in paths:
+            try:
+                tensors = load_file(path)
+                for name in names:
+                    found[name].append(tensors[name])
+            except (OSError, SafetensorError, KeyError) as error:
+                raise DataError(f"it is damaged ({error})", path, "delete the file, encode again") from error
+        parts.append(found)
+    return parts
+
+
+def _check_maker(header: dict[str, Any], maker: dict[str, str], folder: Path) -> None:
+    for name, value in {"format_version": FORMAT_VERSION, **maker}.items():
+        if header.get(name) != value:
+            what = f"the {folder.name} here were made by another {'program' if name == 'format_version' else name}"
+            raise DataError(what, folder, "delete the folder, then run again")
 
 
 def _check_same_episodes(infos: list[EpisodeInfo], folder: Path) -> None:
@@ -129,33 +182,22 @@ def _check_same_episodes(infos: list[EpisodeInfo], folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         try:
             with safe_open(path, "pt") as file:
-                length = file.get_slice("actions").get_shape()[0]
+                length = file.get_slice(next(iter(file.keys()))).get_shape()[0]
         except (OSError, SafetensorError) as error:
-            raise DataError(f"the latents are damaged ({error})", path, "delete the file, encode again") from error
+            raise DataError(f"it is damaged ({error})", path, "delete the file, then run again") from error
         if frames.get(path.stem) != length:
-            raise DataError("the latent cache is of another recording", path, "delete the folder, encode again")
+            what = f"the {folder.name} here are of another recording"
+            raise DataError(what, path, "delete the folder, then run again")
 
 
 def _read_header(path: Path) -> dict[str, Any]:
     try:
         header = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise DataError(f"the latent cache is damaged ({error})", path, "delete the folder, encode again") from error
+        raise DataError(f"the cache is damaged ({error})", path, "delete the folder, then run again") from error
     if not isinstance(header, dict):
-        raise DataError("the latent cache is damaged", path, "delete the folder, encode again")
+        raise DataError("the cache is damaged", path, "delete the folder, then run again")
     return header
-
-
-def _load(paths: list[Path]) -> LatentEpisodes:
-    latents, actions = [], []
-    for path in paths:
-        try:
-            tensors = load_file(path)
-            latents.append(tensors["latents"])
-            actions.append(tensors["actions"])
-        except (OSError, SafetensorError, KeyError) as error:
-            raise DataError(f"the latents are damaged ({error})", path, "delete the file, encode again") from error
-    return LatentEpisodes(torch.cat(latents), torch.cat(actions), tuple(len(part) for part in latents))
 
 
 def window_starts(lengths: tuple[int, ...], window: int) -> np.ndarray:
@@ -177,3 +219,20 @@ def gather_windows(episodes: LatentEpisodes, starts: np.ndarray, window: int) ->
     """Windows at ``starts``: latents (B, window, C, h, w) float32 and actions (B, window, A)."""
     index = torch.from_numpy(starts[:, None] + np.arange(window)).to(episodes.latents.device)
     return episodes.latents[index].float(), episodes.actions[index]
+
+
+def gather_steps(
+    episodes: LatentEpisodes, starts: np.ndarray, context: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a denoiser learns from at ``starts``.
+
+    Returns:
+        Contexts (B, K, C, h, w), or (B, K + 1, C, h, w) where the moved ones are known, float32; actions (B, K, A);
+        the next latents (B, C, h, w).
+    """
+    latents, actions = gather_windows(episodes, starts, context + 1)
+    past = latents[:, :-1]
+    if episodes.moved is not None:
+        last = torch.from_numpy(starts + context - 1).to(episodes.moved.device)
+        past = torch.cat([past, episodes.moved[last].float()[:, None]], dim=1)
+    return past, actions[:, :-1], latents[:, -1]

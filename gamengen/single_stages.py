@@ -12,22 +12,24 @@ from gamengen.devices import choose_device, describe_device
 from gamengen.diffusion import SamplerConfig
 from gamengen.evaluation.options import QUICK, EvaluateOptions
 from gamengen.evaluation.results import summarise
+from gamengen.finish import Networks, finish_checkpoint
 from gamengen.latents import LatentEpisodes
 from gamengen.presets import find_preset
 from gamengen.processes import is_first, join
 from gamengen.stages import (
     STAGES,
-    Networks,
     Stage,
     encode,
-    finish_checkpoint,
+    encode_alone,
     fit_autoencoder,
     fit_decoder,
     fit_denoiser,
+    fit_flow,
     fit_outcome,
     fit_student,
     load_autoencoder,
     load_denoiser,
+    load_flow,
     load_outcome,
     load_student,
 )
@@ -54,7 +56,18 @@ def train_denoiser(
     autoencoder = load_autoencoder(stage)
     latents = encode(stage, autoencoder)
     denoiser = fit_denoiser(stage, autoencoder, latents, options)
-    return _write_stage(stage, Networks(autoencoder, denoiser, SamplerConfig()), latents, out, STAGES[:2])
+    networks = Networks(autoencoder, denoiser, SamplerConfig(), flow=load_flow(stage))
+    return _write_stage(stage, networks, latents, out, ("autoencoder", "flow", "denoiser"))
+
+
+def train_flow(
+    data: Path, work: Path, preset: str, init: str | None, options: TrainOptions, device: str
+) -> dict[str, Any]:
+    """``gamengen train flow``: returns the last held-out figures."""
+    stage = _stage(data, work, preset, init, options, device)
+    autoencoder = load_autoencoder(stage)
+    fit_flow(stage, autoencoder, encode_alone(stage, autoencoder), options)
+    return {"device": describe_device(stage.device), **_last_figures(work / "flow")}
 
 
 def distill(data: Path, work: Path, out: Path, preset: str, options: TrainOptions, device: str) -> dict[str, Any]:
@@ -64,8 +77,8 @@ def distill(data: Path, work: Path, out: Path, preset: str, options: TrainOption
     autoencoder, denoiser = load_autoencoder(stage), load_denoiser(stage)
     latents = encode(stage, autoencoder)
     student = fit_student(stage, autoencoder, denoiser, latents, options)
-    networks = Networks(autoencoder, student, SamplerConfig(STUDENT_STEPS))
-    return _write_stage(stage, networks, latents, out, STAGES[:3])
+    networks = Networks(autoencoder, student, SamplerConfig(STUDENT_STEPS), flow=load_flow(stage))
+    return _write_stage(stage, networks, latents, out, ("autoencoder", "flow", "denoiser", "student"))
 
 
 def train_decoder(
@@ -81,9 +94,8 @@ def train_decoder(
     sampler = SamplerConfig() if student is None else SamplerConfig(STUDENT_STEPS)
     autoencoder = fit_decoder(stage, plain, played, latents, options)
     outcome = load_outcome(stage, plain, latents)
-    missing = {"student": student, "outcome": outcome}
-    names = tuple(name for name in STAGES if missing.get(name, played) is not None)
-    return _write_stage(stage, Networks(autoencoder, played, sampler, outcome), latents, out, names)
+    networks = Networks(autoencoder, played, sampler, outcome, load_flow(stage))
+    return _write_stage(stage, networks, latents, out, STAGES)
 
 
 def train_outcome(data: Path, work: Path, preset: str, options: TrainOptions, device: str) -> dict[str, Any]:
@@ -103,7 +115,8 @@ def _write_stage(
 ) -> dict[str, Any]:
     if not is_first():
         return {}
-    minutes = {name: round(_last_figures(stage.work / name).get("seconds", 0.0) / 60, 1) for name in names}
+    made = [name for name in names if (stage.work / name / "final.safetensors").is_file()]
+    minutes = {name: round(_last_figures(stage.work / name).get("seconds", 0.0) / 60, 1) for name in made}
     metrics = finish_checkpoint(stage, networks, latents, out, minutes, EvaluateOptions(64, 4, 64, QUICK))
     return {"checkpoint": str(out), "device": describe_device(stage.device), **summarise(metrics)}
 

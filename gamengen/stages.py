@@ -1,7 +1,8 @@
-"""The stages of making a game, each resumable: autoencoder, latents, denoiser, student, decoder, outcome, checkpoint.
+"""The stages of making a game, each resumable: autoencoder, latents, flow, denoiser, student, decoder, outcome.
 
-All of them keep what they make in one work folder: ``autoencoder/``, ``latents/``, ``denoiser/``,
-``student/``, ``decoder/``, ``outcome/`` and ``evaluation/``.
+All of them keep what they make in one work folder: ``autoencoder/``, ``latents/``, ``flows/``, ``flow/``, ``moved/``,
+``denoiser/``, ``student/``, ``decoder/`` and ``outcome/``. Where it has a flow network, the denoiser, its student and
+the decoder see the last frame moved.
 """
 
 from __future__ import annotations
@@ -9,49 +10,44 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from agents.errors import CheckpointError, DataError
 from gamengen.autoencoder import FACTOR, Autoencoder
 from gamengen.checkpoints import (
     Checkpoint,
-    CheckpointConfig,
-    as_stored,
-    git_commit,
     load_fitting,
-    save_checkpoint,
 )
-from gamengen.denoiser import Denoiser
-from gamengen.devices import Model, describe_device, place
-from gamengen.diffusion import SamplerConfig
-from gamengen.evaluation.evaluate import evaluate_checkpoint
-from gamengen.evaluation.options import EvaluateOptions
-from gamengen.evaluation.windows import unseen_episodes
+from gamengen.compensation import Camera
+from gamengen.denoiser import Denoiser, seeing_moved
+from gamengen.devices import Model, place
+from gamengen.flow import FlowNetwork, Mover
+from gamengen.flow_cache import find_camera, load_flows, load_moved, measure_recording, move_recording
 from gamengen.latents import (
     LatentEpisodes,
     encode_recording,
     load_latents,
     weights_hash,
 )
-from gamengen.model_card import write_card
 from gamengen.outcome import OutcomeHead
 from gamengen.presets import find_preset
 from gamengen.processes import first_goes_first, is_first
-from gamengen.spawns import choose_spawns
 from gamengen.train_autoencoder import POOL_FRAMES, AutoencoderTask, load_frame_pool
 from gamengen.train_decoder import CAMERA_PAIRS, DecoderTask, find_footage
 from gamengen.train_denoiser import DenoiserTask
+from gamengen.train_flow import FlowTask
 from gamengen.train_outcome import OutcomeTask, find_results, outcome_config
 from gamengen.train_student import StudentTask
 from gamengen.training import Trainer, TrainOptions, load_finished
 from recorder.recording import Recording, write_json
 
-BATCH = {"autoencoder": 16, "denoiser": 16, "student": 16, "decoder": 8, "outcome": 128}
+BATCH = {"autoencoder": 16, "flow": 48, "denoiser": 16, "student": 16, "decoder": 8, "outcome": 128}
 BEGUN = "begun.json"  # what a denoiser's training started from
-STAGES = ("autoencoder", "denoiser", "student", "decoder", "outcome")
+STAGES = ("autoencoder", "flow", "denoiser", "student", "decoder", "outcome")
 CUDA_BATCH_FACTOR = 8  # a GPU is only busy with many samples at once
 
 
@@ -71,6 +67,11 @@ class Stage:
         if header.height % FACTOR or header.width % FACTOR:
             what = f"frame height and width must be multiples of {FACTOR}, got {header.height} and {header.width}"
             raise DataError(what, self.recording.folder, "record anew with such a --height and --width")
+
+    @property
+    def moves(self) -> bool:
+        """Whether the work folder has a flow network."""
+        return (self.work / "flow" / "final.safetensors").is_file()
 
     def batch(self, name: str) -> int:
         """Samples a training step of the stage ``name``."""
@@ -100,7 +101,8 @@ def fit_decoder(
     """The autoencoder with its decoder trained on, motion compensation included; or load it where that is done."""
     torch.manual_seed(stage.seed + 2)
     actions = denoiser.config.context * denoiser.config.actions
-    model = place(Autoencoder(replace(autoencoder.config, compensation=actions)), stage.device)
+    config = replace(autoencoder.config, compensation=actions, guided=stage.moves)
+    model, mover = place(Autoencoder(config), stage.device), load_mover(stage, autoencoder)
     folder = stage.work / "decoder"
     _check_made_for(folder, "denoiser", denoiser)
     if not load_finished(model, folder, options):
@@ -112,7 +114,7 @@ def fit_decoder(
         # The camera is learned at the first step, which must not take more than a small part of a short training.
         budget = options.minutes / 15 if options.minutes is not None else (options.steps or 0) / 1500
         pairs = int(CAMERA_PAIRS * min(1.0, max(0.05, budget)))
-        task = DecoderTask(model, denoiser, *footage, stage.seed + 2, stage.batch("decoder"), pairs)
+        task = DecoderTask(model, denoiser, *footage, stage.seed + 2, stage.batch("decoder"), pairs, mover)
         Trainer(task, options, folder).run()
     return model.eval()
 
@@ -164,11 +166,84 @@ def load_student(stage: Stage, denoiser: Denoiser) -> Denoiser | None:
 
 
 def encode(stage: Stage, autoencoder: Autoencoder) -> tuple[LatentEpisodes, LatentEpisodes]:
-    """Encode the recording, where that is not done, and read the latents: (train, held out)."""
+    """Encode the recording, where that is not done, and read the latents: (train, held out).
+
+    Where the work folder has a flow network, the frames are moved too.
+    """
+    latents = encode_alone(stage, autoencoder)
+    mover = load_mover(stage, autoencoder)
+    if mover is None:
+        return latents
+    latents = _measure_flows(stage, mover.network.camera, latents)
+    with first_goes_first():
+        move_recording(stage.recording, mover, stage.work, stage.work / "moved")
+    return load_moved(stage.work / "moved", mover, latents)
+
+
+def encode_alone(stage: Stage, autoencoder: Autoencoder) -> tuple[LatentEpisodes, LatentEpisodes]:
+    """As :func:`encode`, of the frames alone."""
     folder = stage.work / "latents"
     with first_goes_first():
         encode_recording(stage.recording, autoencoder, folder)
     return load_latents(folder, autoencoder)
+
+
+def fit_flow(
+    stage: Stage, autoencoder: Autoencoder, latents: tuple[LatentEpisodes, LatentEpisodes], options: TrainOptions
+) -> FlowNetwork:
+    """Train the flow network, or load it where this budget is spent already."""
+    torch.manual_seed(stage.seed + 5)
+    model, folder = _fresh_flow(stage), stage.work / "flow"
+    _check_made_for(folder, "encoder", autoencoder.encoder)
+    if not load_finished(model, folder, options):
+        if stage.init is not None and stage.init.flow is not None:
+            load_fitting(model, stage.init.flow)
+        _learn_camera(stage, model)
+        latents = _measure_flows(stage, model.camera, latents)
+        Trainer(FlowTask(model, *latents, stage.seed + 5, stage.batch("flow")), options, folder).run()
+    return model.eval()
+
+
+def _learn_camera(stage: Stage, model: FlowNetwork) -> None:
+    """Learn the camera of the flow network, which takes a minute or two, once for all runs of the stage."""
+    path = stage.work / "flow" / "camera.safetensors"
+    try:
+        with first_goes_first():
+            if not path.is_file():
+                camera = find_camera(stage.recording, model.config.context, stage.seed)
+                partial = path.with_suffix(".partial")
+                save_file(camera.state_dict(), partial)
+                partial.replace(path)
+        model.camera.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"cannot use the camera ({error})", path, "delete the file to learn it anew") from error
+
+
+def _measure_flows(
+    stage: Stage, camera: Camera, latents: tuple[LatentEpisodes, LatentEpisodes]
+) -> tuple[LatentEpisodes, LatentEpisodes]:
+    folder, context = stage.work / "flows", find_preset(stage.preset).denoiser.context
+    with first_goes_first():
+        measure_recording(stage.recording, camera, context, folder)
+    return load_flows(folder, camera, latents)
+
+
+def load_mover(stage: Stage, autoencoder: Autoencoder) -> Mover | None:
+    """The flow network that an earlier stage left in the work folder, with its encoder; or None.
+
+    Raises:
+        CheckpointError: it is another encoder's.
+    """
+    network = load_flow(stage)
+    if network is None:
+        return None
+    _check_made_for(stage.work / "flow", "encoder", autoencoder.encoder)
+    return Mover(network.requires_grad_(False), autoencoder)
+
+
+def load_flow(stage: Stage) -> FlowNetwork | None:
+    """The flow network that an earlier stage left in the work folder, or None."""
+    return _load_stage(_fresh_flow(stage), stage, "flow") if stage.moves else None
 
 
 def fit_denoiser(
@@ -183,12 +258,16 @@ def fit_denoiser(
     folder = stage.work / "denoiser"
     if not load_finished(model, folder, options):
         if stage.init is not None:
-            _start_from(model, stage.init.denoiser, stage)
+            source = stage.init.denoiser
+            _start_from(model, seeing_moved(source) if stage.moves and not source.config.moved else source, stage)
             if is_first() and not (folder / "state.pt").is_file():  # else it goes on from what it began with
                 start = {"init": stage.init.config.name, "init_training": stage.init.config.training}
                 folder.mkdir(parents=True, exist_ok=True)
                 write_json(folder / BEGUN, start)
-        task = DenoiserTask(model, autoencoder, *latents, stage.seed, stage.batch("denoiser"))
+        mover = load_mover(stage, autoencoder)
+        if mover is not None:
+            _check_made_for(folder, "flow", mover.network)
+        task = DenoiserTask(model, autoencoder, *latents, stage.seed, stage.batch("denoiser"), mover=mover)
         Trainer(task, options, folder).run()
     return model.eval()
 
@@ -206,7 +285,8 @@ def fit_student(
     _check_made_for(folder, "denoiser", denoiser)
     if not load_finished(model, folder, options):
         model.load_state_dict(denoiser.state_dict())
-        task = StudentTask(model, denoiser, autoencoder, *latents, stage.seed + 3, stage.batch("student"))
+        mover = load_mover(stage, autoencoder)
+        task = StudentTask(model, denoiser, autoencoder, *latents, stage.seed + 3, stage.batch("student"), mover=mover)
         Trainer(task, options, folder).run()
     return model.eval()
 
@@ -241,78 +321,16 @@ def _outcome_task(
     return OutcomeTask(head, train, held_out, stage.seed + 4, stage.batch("outcome"))
 
 
-@dataclass(frozen=True)
-class Networks:
-    """What a checkpoint is made of, and the sampler that it is meant for."""
-
-    autoencoder: Autoencoder
-    denoiser: Denoiser
-    sampler: SamplerConfig
-    outcome: OutcomeHead | None = None
-
-
-def finish_checkpoint(
-    stage: Stage,
-    networks: Networks,
-    latents: tuple[LatentEpisodes, LatentEpisodes],
-    out: Path,
-    minutes: dict[str, float],
-    scope: EvaluateOptions,
-) -> dict[str, Any]:
-    """Evaluate and write the checkpoint; returns its metrics.
-
-    ``minutes`` says what each stage took, for the model card.
-    """
-    # Measured is what a player will load, not what training held in memory.
-    autoencoder, denoiser = as_stored(networks.autoencoder), as_stored(networks.denoiser)
-    outcome = as_stored(networks.outcome) if networks.outcome is not None else None
-    header, infos = stage.recording.header, stage.recording.episodes()
-    seeds = [info.seed for info in infos]
-    data = {
-        "frames": sum(info.frames for info in infos),
-        "episodes": len(infos),
-        "seed": infos[0].seed - int(infos[0].path.stem),  # of episode 0
-        "seeds": [min(seeds), max(seeds)],
-        "agents": list(header.agents),
-        "packages": header.packages,
-    }
-    training = {
-        "minutes": minutes,
-        **_beginning(stage),
-        "device": describe_device(stage.device),
-        "seed": stage.seed,
-    }
-    config = CheckpointConfig(
-        out.name, header.spec, stage.preset, header.action_set, header.height, header.width, header.frame_skip,
-        header.fps, autoencoder.config, denoiser.config, networks.sampler, data, training, git_commit(),
-        header.notice, outcome.config if outcome is not None else None,
-    )  # fmt: skip
-    train, _ = find_footage(stage.recording, latents)
-    spawns = choose_spawns(train, denoiser.config.context, bool(autoencoder.config.compensation), stage.seed)
-    checkpoint = Checkpoint(config, autoencoder, denoiser, spawns, {}, outcome)
-    # Where the game's episodes are short, so are the free plays: it is no reason to fail at the very end.
-    longest = max(info.frames for info in unseen_episodes(checkpoint, stage.recording))
-    room = max(1, longest - denoiser.config.context)
-    scope = replace(scope, rollout_frames=min(scope.rollout_frames, room))
-    metrics = evaluate_checkpoint(checkpoint, stage.recording, stage.work / "evaluation", scope, str(stage.device))
-    save_checkpoint(replace(checkpoint, metrics=metrics), out, write_card(config, metrics))
-    return metrics
-
-
-def _beginning(stage: Stage) -> dict[str, Any]:
-    """Where the denoiser in the work folder began: a checkpoint's name and how that was trained, or nothing."""
-    path = stage.work / "denoiser" / BEGUN
-    try:
-        if path.is_file():
-            return dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read it ({error})", path, "delete the file") from error
-    return {"init": None, "init_training": None}
-
-
 def _fresh_denoiser(stage: Stage) -> Denoiser:
     actions = stage.recording.header.action_set.size
-    return place(Denoiser(replace(find_preset(stage.preset).denoiser, actions=actions)), stage.device)
+    return place(
+        Denoiser(replace(find_preset(stage.preset).denoiser, actions=actions, moved=stage.moves)), stage.device
+    )
+
+
+def _fresh_flow(stage: Stage) -> FlowNetwork:
+    actions = stage.recording.header.action_set.size
+    return place(FlowNetwork(replace(find_preset(stage.preset).flow, actions=actions)), stage.device)
 
 
 def _load_stage(model: Model, stage: Stage, name: str) -> Model:

@@ -1,4 +1,4 @@
-"""The commands that train one stage: ``gamengen train autoencoder``, ``denoiser``, ``distill``, ``decoder``
+"""The commands that train one stage: ``gamengen train autoencoder``, ``flow``, ``denoiser``, ``distill``, ``decoder``
 and ``outcome``."""
 
 from __future__ import annotations
@@ -64,6 +64,29 @@ class TrainAutoencoder(_FromCheckpoint):
 
         figures = train_autoencoder(self.data, self.out, self.preset, self.init, self.options(), self.device)
         return {"folder": str(self.out / "autoencoder"), **figures}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFlow(_FromCheckpoint):
+    """Train the network that moves the last frame as the view moves, where one walks. Run again, it goes on.
+
+    The work folder holds the autoencoder that gamengen train autoencoder made there. What is trained there afterwards
+    sees the last frame moved.
+
+    Example: gamengen train flow --data data/deathmatch --work runs/deathmatch --minutes 12
+    """
+
+    work: Path
+    """Work folder with a trained autoencoder; the network lies in its sub-folder flow/."""
+    adam_lr: float = 1e-3
+    """Learning rate of everything else."""
+
+    def run(self) -> dict[str, Any]:
+        """Train."""
+        from gamengen.single_stages import train_flow
+
+        figures = train_flow(self.data, self.work, self.preset, self.init, self.options(), self.device)
+        return {"folder": str(self.work / "flow"), **figures}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from gamengen.devices import place
 from gamengen.diffusion import SamplerConfig, sample_next
 from gamengen.discriminator import Critic
 from gamengen.evaluation.similarity import sharpness
+from gamengen.flow import Mover
 from gamengen.free_plays import play_starts
 from gamengen.latents import LatentEpisodes, gather_windows, window_starts
 from gamengen.processes import agree, check_batch, count, gather, share, spread
@@ -87,6 +88,7 @@ class Plays:
         self._frames: list[np.ndarray] = [np.zeros(0, np.uint8)] * count  # those to come, of each
         self._last: list[torch.Tensor] = [torch.zeros(0)] * count
         self._own: list[torch.Tensor] = [torch.zeros(0)] * count
+        self._flows: list[torch.Tensor] = [torch.zeros(0)] * count  # by which the last frame came, where that is known
 
     def begin(self, rng: np.random.Generator) -> None:
         """Begin another play wherever one has ended."""
@@ -98,6 +100,9 @@ class Plays:
             frames = self._read(number, 1 + self._left[number])
             self._last[number] = torch.from_numpy(frames[0])
             self._frames[number] = frames[1:]
+            flows = self._footage.episodes.flows
+            if flows is not None:
+                self._flows[number] = flows[self._first[number] + self._context - 2].float()
 
     def contexts(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Past latents (N, K, C, h, w), real or own by the kind of play, and actions (N, K, A)."""
@@ -109,17 +114,23 @@ class Plays:
         """The frame on screen in each play (N, H, W, 3) uint8."""
         return torch.stack(self._last)
 
+    def flows(self) -> torch.Tensor:
+        """By which the frame on screen came in each play (N, 2, 2 h, 2 w); empty where no flows are known."""
+        return torch.stack(self._flows)
+
     def targets(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The real next frames (N, H, W, 3) uint8 and their latents (N, C, h, w)."""
         latents, _ = self._windows(range(len(self._kinds)), self._context + 1)
         return torch.from_numpy(np.stack([frames[0] for frames in self._frames])), latents[:, -1]
 
-    def advance(self, latents: torch.Tensor, frames: torch.Tensor) -> None:
-        """One frame on, to the latents (N, C, h, w) and frames (N, H, W, 3) uint8 that were made."""
+    def advance(self, latents: torch.Tensor, frames: torch.Tensor, flows: torch.Tensor | None = None) -> None:
+        """One frame on, to the latents (N, C, h, w) and frames (N, H, W, 3) uint8 that were made, and their flows."""
         for number in range(len(self._kinds)):
             self._own[number] = torch.cat([self._own[number][1:], latents[number : number + 1].to(self._own[number])])
             self._last[number] = frames[number]
             self._frames[number] = self._frames[number][1:]
+            if flows is not None:
+                self._flows[number] = flows[number]
         self._first += 1
         self._left -= 1
 
@@ -129,7 +140,7 @@ class Plays:
             return {}
         return {
             "first": torch.from_numpy(self._first), "left": torch.from_numpy(self._left),
-            "last": torch.stack(self._last), "own": torch.stack(self._own),
+            "last": torch.stack(self._last), "own": torch.stack(self._own), "flows": torch.stack(self._flows),
         }  # fmt: skip
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
@@ -139,6 +150,7 @@ class Plays:
         self._first, self._left = state["first"].cpu().numpy().copy(), state["left"].cpu().numpy().copy()
         self._last = list(state["last"].cpu())
         self._own = list(state["own"].to(self._footage.episodes.latents.device))
+        self._flows = list(state["flows"].cpu())
         for number in np.flatnonzero(self._left).tolist():
             self._frames[number] = self._read(number, 1 + self._left[number])[1:]
 
@@ -163,14 +175,17 @@ class DecoderTask(Task):
         seed: int,
         batch: int = 8,
         camera_pairs: int = CAMERA_PAIRS,
+        mover: Mover | None = None,
     ) -> None:
         assert model.compensation is not None
+        assert (model.compensation.camera is None) == denoiser.config.moved == (mover is not None)
         model.encoder.requires_grad_(False)
-        model.compensation.camera.requires_grad_(False)  # learned at once at the first step
+        if model.compensation.camera is not None:
+            model.compensation.camera.requires_grad_(False)  # learned at once at the first step
         self._device = next(model.parameters()).device
         self.model: nn.Module = place(model, self._device)
         self._autoencoder, self._denoiser, self._seed, self._batch = model, denoiser, seed, batch
-        self._camera_pairs = camera_pairs
+        self._camera_pairs, self._mover = camera_pairs, mover
         check_batch(batch)
         self._rarity = Rarity(train.episodes.latents.to(self._device))
         self._plays = Plays(train, batch, denoiser.config.context, self._rarity)
@@ -181,17 +196,25 @@ class DecoderTask(Task):
         """Reconstruction loss of one frame of each play."""
         rng = np.random.default_rng([self._seed, step])
         generator = step_generator(self._seed, step, self._device)
-        if step == 0:
+        if step == 0 and self._mover is None:
             self._fit_camera(rng)
         self._plays.begin(rng)
         context, actions = (part.to(self._device) for part in self._plays.contexts())
+        last, flow = context[:, -1], None
+        if self._mover is not None:
+            context, flow = self._look(context, actions, self._plays.last(), self._plays.flows())
         noise = torch.randn(context[:, 0].shape, generator=generator, device=self._device)
         steps = int(rng.choice(STEPS))
         predicted = spread(lambda past, held, start: self._predict(past, held, start, steps), context, actions, noise)
-        frames, latents = (share(part).to(self._device) for part in self._plays.targets())
-        target = pixels_of(frames)
-        before = Before(share(context[:, -1]), share(self._plays.last()).to(self._device), share(actions))
-        pixels, flow = self._autoencoder.decode_next(share(predicted + self._noise(predicted, generator)), before)
+        real, latents = (share(part).to(self._device) for part in self._plays.targets())
+        target = pixels_of(real)
+        before = Before(
+            share(last),
+            share(self._plays.last()).to(self._device),
+            share(actions),
+            share(flow) if flow is not None else None,
+        )
+        pixels, moved_by = self._autoencoder.decode_next(share(predicted + self._noise(predicted, generator)), before)
         weight = self._rarity.weight(latents)
         # After its own latents a play has gone its own way: what is rare in the real frame need not be in this one.
         played = torch.where(share(self._plays.real).to(self._device)[:, None, None], weight, 1.0)
@@ -199,11 +222,13 @@ class DecoderTask(Task):
         self._critic.learn(target, pixels)
         if progress > CRITIC_START:
             loss = loss + self._critic.loss(pixels, loss, CRITIC_SHARE)
-        loss = loss + MOVED_WEIGHT * moved_error(flow, pixels_of(before.frames), target)
+        loss = loss + MOVED_WEIGHT * moved_error(moved_by, pixels_of(before.frames), target)
         alone = latents.float() + share(self._noise(predicted, generator))
         loss = loss + self._loss_alone(step, alone, target, weight)
         shown = pixels.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-        self._plays.advance(predicted, gather(shown).permute(0, 2, 3, 1).cpu())
+        self._plays.advance(
+            predicted, gather(shown).permute(0, 2, 3, 1).cpu(), flow.cpu() if flow is not None else None
+        )
         return loss
 
     def _loss_alone(self, step: int, latents: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -222,13 +247,13 @@ class DecoderTask(Task):
         frames = torch.from_numpy(np.stack([self._train.frames(int(n) + context - 1, 2) for n in picks]))
         frames = frames.to(self._device)
         actions = gather_windows(self._train.episodes, picks, context)[1].to(self._device)
-        assert self._autoencoder.compensation is not None
+        assert self._autoencoder.compensation is not None and self._autoencoder.compensation.camera is not None
         with (
             torch.autocast(self._device.type, enabled=False),
             progress("learning how actions move the camera", 100, "%") as show,
         ):
             pairs = Pairs(frames[:, 0], frames[:, 1], actions)
-            fit_camera(self._autoencoder.compensation, pairs, self._seed, lambda done: show(100 * done, ""))
+            fit_camera(self._autoencoder.compensation.camera, pairs, self._seed, lambda done: show(100 * done, ""))
         agree(self._autoencoder.compensation)
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -239,6 +264,16 @@ class DecoderTask(Task):
         """Go on from :meth:`state`."""
         self._plays.load_state(state)
         self._critic.load_state(state)
+
+    @torch.no_grad()
+    def _look(
+        self, latents: torch.Tensor, actions: torch.Tensor, frames: torch.Tensor, flows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Contexts with the last frames moved, and the flows by which they are, a few at once."""
+        assert self._mover is not None
+        given = (part.to(self._device).split(8) for part in (latents, actions, frames, flows))
+        contexts, following = zip(*(self._mover(*part) for part in zip(*given, strict=True)), strict=True)
+        return torch.cat(contexts).float(), torch.cat(following)
 
     def _noise(self, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         scale = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, generator=generator, device=self._device)
@@ -262,11 +297,15 @@ class DecoderTask(Task):
             part.to(self._device) for part in gather_windows(self._held_out.episodes, picks, context + 1)
         )
         noise = torch.randn(latents[:, 0].shape, generator=generator, device=self._device)
-        predicted = self._predict(latents[:, :-1], actions[:, :-1], noise, 4)
+        seen, flow = latents[:, :-1], None
+        if self._mover is not None:
+            seen, flow = self._look(seen, actions[:, :-1], real[:, 0], self._known_flows(picks + context - 2))
+        predicted = self._predict(seen, actions[:, :-1], noise, 4)
+        before = Before(latents[:, -2], real[:, 0], actions[:, :-1], flow)
         decoded = {
             "alone_psnr": self._decode(latents[:, -1]),
-            "psnr": self._decode(latents[:, -1], Before(latents[:, -2], real[:, 0], actions[:, :-1])),
-            "predicted_psnr": self._decode(predicted, Before(latents[:, -2], real[:, 0], actions[:, :-1])),
+            "psnr": self._decode(latents[:, -1], before),
+            "predicted_psnr": self._decode(predicted, before),
         }
         figures = {name: float(frame_psnr(real[:, 1], part).mean()) for name, part in decoded.items()}
         rows = [part[:6] for part in (real[:, 1], *decoded.values())]
@@ -277,11 +316,15 @@ class DecoderTask(Task):
         )
         past = past[:, :context]
         shown = torch.from_numpy(np.concatenate([self._held_out.frames(int(n) + context - 1, 1) for n in picks]))
+        flow = self._known_flows(picks + context - 2) if self._mover is not None else None
         for frame in range(room):
             held = actions[:, frame : frame + context]
             noise = torch.randn(past[:, 0].shape, generator=generator, device=self._device)
-            following = self._predict(past, held, noise, 4)
-            shown = self._decode(following, Before(past[:, -1], shown, held))
+            seen = past
+            if flow is not None:
+                seen, flow = self._look(past, held, shown, flow)
+            following = self._predict(seen, held, noise, 4)
+            shown = self._decode(following, Before(past[:, -1], shown, held, flow))
             past = torch.cat([past[:, 1:], following[:, None]], dim=1)
         last = np.concatenate([self._held_out.frames(int(n) + context + room - 1, 1) for n in picks])
         figures["rollout_psnr"] = float(frame_psnr(torch.from_numpy(last), shown).mean())
@@ -290,6 +333,10 @@ class DecoderTask(Task):
         pictures = [np.concatenate(list(row.numpy()), axis=1) for row in rows if len(row) == len(rows[0])]
         return figures, {"real_alone_true_predicted_real_played": np.concatenate(pictures)}
 
+    def _known_flows(self, frames: np.ndarray) -> torch.Tensor:
+        assert self._held_out.episodes.flows is not None
+        return self._held_out.episodes.flows[torch.from_numpy(frames)].float()
+
     def _decode(self, latents: torch.Tensor, before: Before | None = None) -> torch.Tensor:
         """Frames (N, H, W, 3) uint8 on the CPU."""
         parts = []
@@ -297,6 +344,7 @@ class DecoderTask(Task):
             part, given = slice(first, first + 8), None
             if before is not None:
                 frames = before.frames[part].to(self._device)
-                given = Before(before.latents[part], frames, before.actions[part])
+                flow = before.flow[part] if before.flow is not None else None
+                given = Before(before.latents[part], frames, before.actions[part], flow)
             parts.append(self._autoencoder.decode_frames(latents[part], given).cpu())
         return torch.cat(parts)

@@ -15,8 +15,9 @@ from gamengen.denoiser import Denoiser
 from gamengen.devices import place
 from gamengen.diffusion import CONTEXT_NOISE_MAX, SamplerConfig, denoising_loss, sample_next
 from gamengen.evaluation.similarity import STILL_PSNR, frame_ssim, sharpness
-from gamengen.free_plays import FreePlays
-from gamengen.latents import LatentEpisodes, gather_windows, window_starts
+from gamengen.flow import Mover
+from gamengen.free_plays import FreePlays, move_decoded
+from gamengen.latents import LatentEpisodes, gather_steps, gather_windows, window_starts
 from gamengen.processes import check_batch, share, spread
 from gamengen.rarity import Rarity
 from gamengen.train_autoencoder import frame_psnr
@@ -37,7 +38,8 @@ class DenoiserTask(Task):
 
     Errors count more where the frame is unusual, or the one before was, and unusual frames are drawn more often.
     In the last part of the budget some samples take the model's own frames as their
-    context: see :class:`gamengen.free_plays.FreePlays`.
+    context: see :class:`gamengen.free_plays.FreePlays`. A denoiser that sees the last frame moved takes a ``mover``,
+    and latents with the frames moved.
 
     Raises:
         DataError: every episode, or every one held out, is shorter than a window.
@@ -54,7 +56,9 @@ class DenoiserTask(Task):
         seed: int,
         batch: int = 32,
         context_noise: float = CONTEXT_NOISE_MAX,
+        mover: Mover | None = None,
     ) -> None:
+        assert model.config.moved == (mover is not None)
         self._device = next(model.parameters()).device
         self.model: nn.Module = place(model, self._device)
         self._denoiser, self._autoencoder = model, autoencoder
@@ -68,7 +72,8 @@ class DenoiserTask(Task):
         self._chances = (
             self._rarity.frame_weights(self._train.latents).numpy()[self._starts + self._window - 1].cumsum()
         )
-        self._plays = FreePlays(self._train, int(batch * UNROLL_SHARE), model.config.context)
+        self._mover = mover
+        self._plays = FreePlays(self._train, int(batch * UNROLL_SHARE), model.config.context, mover=mover)
         if max(held_out.lengths) < self._window:  # told now, not after minutes of training
             what = f"no held-out episode has the {self._window} frames that a training window takes"
             raise DataError(what, f"longest: {max(held_out.lengths)}", "record more or longer episodes")
@@ -96,8 +101,7 @@ class DenoiserTask(Task):
         """Contexts, actions, next latents and the weight of each position; the last ``unrolled`` are of free plays."""
         draws = rng.random(self._batch - unrolled) * self._chances[-1]
         starts = self._starts[np.searchsorted(self._chances[:-1], draws, side="right")]
-        latents, actions = gather_windows(self._train, starts, self._window)
-        context, held, target = latents[:, :-1], actions[:, :-1], latents[:, -1]
+        context, held, target = gather_steps(self._train, starts, self._window - 1)
         if unrolled:
             own = self._plays.windows(rng)
             context, held, target = (torch.cat(parts) for parts in zip((context, held, target), own, strict=True))
@@ -105,7 +109,7 @@ class DenoiserTask(Task):
         # Where something was a frame ago counts too: it must have moved on, or a fog stays behind. Not so in free
         # plays: where they have gone wrong everything is unusual, and they would outweigh all else.
         real = self._batch - unrolled
-        weight[:real] = torch.maximum(weight[:real], self._rarity.weight(context[:real, -1]))
+        weight[:real] = torch.maximum(weight[:real], self._rarity.weight(context[:real, self._window - 2]))
         return context, held, target, weight
 
     def _advance_plays(self, config: SamplerConfig, generator: torch.Generator) -> None:
@@ -144,12 +148,11 @@ class DenoiserTask(Task):
         target = latents[:, context]
         rare = self._rarity.rare(target)
         figures = {"copy_last_psnr": float(copied.mean())}
+        given = gather_steps(self._held_out, all_starts[picks], context)[0].to(self._device)
         sheet = [real[:6]]
         for steps in (1, 4):
             noise = torch.randn(1, *latents[:, 0].shape, generator=generator, device=self._device)
-            sampled = sample_next(
-                self._denoiser, latents[:, :context], actions[:, :context], noise, SamplerConfig(steps)
-            )
+            sampled = sample_next(self._denoiser, given, actions[:, :context], noise, SamplerConfig(steps))
             error = (sampled.float() - target).square().mean(1)
             figures[f"latent_error_{steps}"] = float(error.mean())
             if rare.any():
@@ -162,13 +165,18 @@ class DenoiserTask(Task):
                 if chosen.any():
                     figures[f"{name}_psnr_{steps}"] = float(psnr[chosen].mean())
             sheet.append(frames[:6])
-        played = latents[:8].clone()
+        played, past = latents[:8].clone(), given[:8]
+        flows = None
+        if self._held_out.flows is not None:
+            flows = self._held_out.flows[torch.from_numpy(all_starts[picks][:8] + context - 1)].to(self._device).float()
         for frame in range(window - context):
             noise = torch.randn(1, *played[:, 0].shape, generator=generator, device=self._device)
-            span = slice(frame, frame + context)
-            played[:, frame + context] = sample_next(
-                self._denoiser, played[:, span], actions[:8, span], noise, SamplerConfig(1)
-            )
+            following = sample_next(self._denoiser, past, actions[:8, frame : frame + context], noise, SamplerConfig(1))
+            played[:, frame + context] = following
+            past = played[:, frame + 1 : frame + 1 + context]
+            if self._mover is not None and flows is not None:
+                moved, flows = move_decoded(self._mover, past, actions[:8, frame + 1 : frame + 1 + context], flows)
+                past = torch.cat([past, moved[:, None]], dim=1)
         last, last_real = self._frames(played[:, -1]), self._frames(latents[:8, -1])
         figures["rollout_psnr"] = float(frame_psnr(last_real, last).mean())
         figures["rollout_sharpness"] = float(sharpness(last.numpy()).mean() / sharpness(last_real.numpy()).mean())

@@ -15,6 +15,7 @@ from gamengen.autoencoder import Autoencoder, normalise
 from gamengen.denoiser import Denoiser
 from gamengen.devices import place
 from gamengen.diffusion import CONTEXT_NOISE_MAX, SamplerConfig, euler_path
+from gamengen.flow import Mover
 from gamengen.latents import LatentEpisodes
 from gamengen.processes import share
 from gamengen.train_denoiser import UNROLL_SHARE, DenoiserTask
@@ -34,7 +35,7 @@ class StudentTask(DenoiserTask):
     Args:
         model: the student; begins as the teacher.
         teacher: a trained denoiser, which stays as it is.
-        autoencoder, train, held_out, seed, batch: as of :class:`DenoiserTask`.
+        autoencoder, train, held_out, seed, batch, mover: as of :class:`DenoiserTask`.
     """
 
     name = "student"
@@ -48,8 +49,9 @@ class StudentTask(DenoiserTask):
         held_out: LatentEpisodes,
         seed: int,
         batch: int = 16,
+        mover: Mover | None = None,
     ) -> None:
-        super().__init__(model, autoencoder, train, held_out, seed, batch)
+        super().__init__(model, autoencoder, train, held_out, seed, batch, mover=mover)
         self._teacher = place(teacher, self._device).eval().requires_grad_(False)
 
     def loss(self, step: int, progress: float) -> torch.Tensor:

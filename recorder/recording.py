@@ -225,11 +225,16 @@ def split_held_out(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     train: list[Path] = []
     held_out: list[Path] = []
     for path in paths:
-        (held_out if int(path.stem) % HELD_OUT_EVERY == 0 else train).append(path)
+        (held_out if is_held_out(path) else train).append(path)
     if not train or not held_out:
         where = (train + held_out)[0].parent if train or held_out else "the recording"
         raise DataError("too few episodes to hold some out", where, "record more frames: two episodes at least")
     return train, held_out
+
+
+def is_held_out(path: Path) -> bool:
+    """Whether the episode at ``path`` is held out of training."""
+    return int(path.stem) % HELD_OUT_EVERY == 0
 
 
 def package_versions() -> dict[str, str]:

@@ -88,7 +88,10 @@ def make_recording() -> Callable[..., Recording]:
 
 @pytest.fixture(scope="session")
 def made_up() -> Callable[..., Checkpoint]:
-    """Makes a checkpoint in memory with random weights, whose next frame depends on everything it is given."""
+    """Makes a checkpoint in memory with random weights, whose next frame depends on everything it is given.
+
+    ``flow``: it sees the last frame moved by a flow network, in place of a camera.
+    """
     import torch
 
     from agents.actions import ActionSet
@@ -96,24 +99,33 @@ def made_up() -> Callable[..., Checkpoint]:
     from gamengen.checkpoints import Checkpoint, CheckpointConfig, Spawns
     from gamengen.denoiser import Denoiser, DenoiserConfig
     from gamengen.diffusion import SamplerConfig
+    from gamengen.flow import FlowConfig, FlowNetwork
 
-    def make(height: int = 48, width: int = 80, seed: int = 0, **changes: Any) -> Checkpoint:
+    def make(height: int = 48, width: int = 80, seed: int = 0, flow: bool = False, **changes: Any) -> Checkpoint:
         torch.manual_seed(seed)
         encoder_config = AutoencoderConfig(
-            channels=8, widths=(16, 16, 16), encoder_blocks=(0, 0, 1), decoder_blocks=(1, 0, 1), compensation=4 * 2
+            channels=8,
+            widths=(16, 16, 16),
+            encoder_blocks=(0, 0, 1),
+            decoder_blocks=(1, 0, 1),
+            compensation=4 * 2,
+            guided=flow,
         )
         config = DenoiserConfig(
             context=4, channels=8, actions=2, widths=(16, 24), context_blocks=(1, 1, 1), noise_blocks=(0, 1, 1),
-            embedding=32,
+            embedding=32, moved=flow,
         )  # fmt: skip
+        flow_config = FlowConfig(context=4, channels=8, actions=2, widths=(16, 16), blocks=(0, 1, 0), embedding=32)
         values: dict[str, Any] = {
             "name": "made-up", "spec": "gym/stripes", "preset": "made-up", "action_set": ActionSet(("LEFT", "RIGHT")),
             "height": height, "width": width, "frame_skip": 1, "fps": 30.0, "autoencoder": encoder_config,
             "denoiser": config, "sampler": SamplerConfig(), "data": {"seeds": [0, 99], "seed": 0, "frames": 1},
+            "flow": flow_config if flow else None,
         }  # fmt: skip
         autoencoder, denoiser = Autoencoder(encoder_config), Denoiser(config)
+        network = FlowNetwork(flow_config).eval() if flow else None
         with torch.no_grad():
-            for model in (autoencoder, denoiser):
+            for model in (autoencoder, denoiser, *([network] if network is not None else [])):
                 for name, parameter in model.named_parameters():
                     if parameter.ndim > 1:
                         parameter.normal_(std=0.5 / parameter[0].numel() ** 0.5)
@@ -121,8 +133,9 @@ def made_up() -> Callable[..., Checkpoint]:
                         parameter.mul_(8)
             latents = autoencoder.encode(torch.randn(3 * 4, 3, height, width))
         frames = torch.randint(0, 256, (3, height, width, 3), dtype=torch.uint8)
-        spawns = Spawns(latents.unflatten(0, (3, 4)).half(), torch.randint(0, 2, (3, 4, 2)).float(), frames)
+        flows = 4 * torch.randn(3, 2, height // 8, width // 8).half() if flow else None
+        spawns = Spawns(latents.unflatten(0, (3, 4)).half(), torch.randint(0, 2, (3, 4, 2)).float(), frames, flows)
         made = CheckpointConfig(**{**values, **changes})
-        return Checkpoint(made, autoencoder.eval(), denoiser.eval(), spawns, {"note": "made up"})
+        return Checkpoint(made, autoencoder.eval(), denoiser.eval(), spawns, {"note": "made up"}, None, network)
 
     return make

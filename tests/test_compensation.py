@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from gamengen.autoencoder import Autoencoder, AutoencoderConfig, Before, normalise
 from gamengen.camera import CLEAR, SHIFTS, TURNS, ZOOMS, Pairs, fit_camera, match_motion, usual_motions
-from gamengen.compensation import CAMERA_UNIT, Compensation, homography_flow, warp
+from gamengen.compensation import CAMERA_UNIT, Camera, homography_flow, warp
 
 HEIGHT, WIDTH = 64, 96
 
@@ -76,7 +76,7 @@ def test_a_turn_is_a_homography() -> None:
 
 def test_the_camera_learns_what_the_actions_do() -> None:
     torch.manual_seed(0)
-    compensation = Compensation(8, (16, 16, 16), 4, actions=4)
+    camera = Camera(4)
     motions = usual_motions(HEIGHT // 8, WIDTH // 8)
     left, right = motions[2], motions[1]
     actions = torch.randint(0, 2, (96, 2, 2)).float()
@@ -85,15 +85,15 @@ def test_the_camera_learns_what_the_actions_do() -> None:
     frames = [((part + 1) * 127.5).permute(0, 2, 3, 1).byte() for part in (scenery(96), warp(scenery(96), flow))]
     frames[1][:, -16:] = frames[0][:, -16:]
     shown: list[float] = []
-    fit_camera(compensation, Pairs(*frames, actions), 0, shown.append)
+    fit_camera(camera, Pairs(*frames, actions), 0, shown.append)
     with torch.no_grad():
         for names, expected in (((0, 1), right), ((1, 0), left), ((1, 1), torch.zeros_like(left))):
             question = torch.tensor([[[0.0, 0.0], [*map(float, names)]]])
-            found = compensation.camera_flow(question, HEIGHT // 8, WIDTH // 8)[0]
+            found = camera(question, HEIGHT // 8, WIDTH // 8)[0]
             assert (found - expected).abs().mean() < 0.5, names
     assert shown == sorted(shown)
     assert shown[-1] == pytest.approx(1)
-    assert not any(parameter.requires_grad for parameter in compensation.camera.parameters())
+    assert not any(parameter.requires_grad for parameter in camera.parameters())
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from gamengen.checkpoints import Checkpoint, shipped_checkpoints
 KEYS = np.random.default_rng(0).integers(0, 2, (12, 2)).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(made_up: Callable[..., Checkpoint]) -> Checkpoint:
-    return made_up()
+@pytest.fixture(scope="module", params=[False, True], ids=["camera", "flow"])
+def checkpoint(made_up: Callable[..., Checkpoint], request: pytest.FixtureRequest) -> Checkpoint:
+    return made_up(flow=request.param)
 
 
 @pytest.fixture
@@ -200,8 +200,9 @@ def test_a_spawn_shows_its_own_frame(make: Callable[..., NeuralGame], checkpoint
         np.testing.assert_array_equal(make().reset(spawn), checkpoint.spawns.frames[spawn].numpy())
 
 
-def test_a_decoder_that_sees_its_latent_alone(checkpoint: Checkpoint) -> None:
+def test_a_decoder_that_sees_its_latent_alone(made_up: Callable[..., Checkpoint]) -> None:
     """As checkpoints were before motion compensation."""
+    checkpoint = made_up()
     config = replace(checkpoint.config.autoencoder, compensation=0)
     alone = Autoencoder(config).eval()
     alone.load_state_dict({k: v for k, v in checkpoint.autoencoder.state_dict().items() if "compensation" not in k})

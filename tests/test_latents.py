@@ -86,7 +86,7 @@ def test_stale_cache_is_refused(recording: Recording, model: Autoencoder, tmp_pa
         next(other.parameters()).view(-1)[0] += 0.1
     cache = tmp_path / "cache"
     for use in (lambda: load_latents(cache, other), lambda: encode_recording(recording, other, cache)):
-        with pytest.raises(DataError, match="another autoencoder"):
+        with pytest.raises(DataError, match="another encoder"):
             use()
     load_latents(tmp_path / "cache", model)  # nothing was harmed
 
@@ -99,7 +99,7 @@ def test_cache_of_another_recording_is_refused(
     fewer = make_recording(tmp_path / "fewer", LENGTHS[:2])
     elsewhere = make_recording(tmp_path / "elsewhere", LENGTHS, spec="gym/other")
     for other in (longer, fewer, elsewhere):
-        with pytest.raises(DataError, match="latent cache is of"):
+        with pytest.raises(DataError, match="here are of"):
             encode_recording(other, model, tmp_path / "cache")
     more = make_recording(tmp_path / "more", (*LENGTHS, 5))
     encode_recording(more, model, tmp_path / "cache")  # the same recording, gone on with
@@ -142,11 +142,11 @@ def test_full_disk(recording: Recording, model: Autoencoder, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
-        (lambda cache: shutil.rmtree(cache), "no latent cache"),
+        (lambda cache: shutil.rmtree(cache), "no cache here"),
         (lambda cache: (cache / "cache.json").write_text("{"), "cache is damaged"),
         (lambda cache: (cache / "cache.json").write_text("[]"), "cache is damaged"),
-        (lambda cache: (cache / "000001.safetensors").write_bytes(b"short"), "latents are damaged"),
-        (lambda cache: torch.save({}, cache / "000001.safetensors"), "latents are damaged"),
+        (lambda cache: (cache / "000001.safetensors").write_bytes(b"short"), "it is damaged"),
+        (lambda cache: torch.save({}, cache / "000001.safetensors"), "it is damaged"),
     ],
 )
 def test_damaged_cache(

@@ -54,15 +54,16 @@ def measure_windows(
         actions = torch.from_numpy(episode.actions)[None, :-1]
         noise = subject.noise(latents[:, 0], step_generator(seed, number))
         real, last = episode.frames[-1:], episode.frames[-2:-1]
+        past = latents[:, :-1]
+        context, before = subject.look(past, actions, last, subject.settle(past, actions))
         pictures = {
-            "autoencoder": subject.decode_next(latents[:, -1], latents[:, -2], last, actions),
+            "autoencoder": subject.decode_next(latents[:, -1], before),
             "copy_last": last,
         }
         if subject.config.autoencoder.compensation:
             pictures["autoencoder_alone"] = subject.decode(latents[:, -1])
         for steps in STEPS:
-            predicted = subject.predict(latents[:, :-1], actions, noise, steps)
-            pictures[str(steps)] = subject.decode_next(predicted, latents[:, -2], last, actions)
+            pictures[str(steps)] = subject.decode_next(subject.predict(context, actions, noise, steps), before)
         masks = regions(subject.config.spec, *real.shape[1:3])
         row = {"owner": float(info.seed), "degrees": _turned(episode.variables, info.variable_names)}
         row |= {
