@@ -41,6 +41,7 @@ __all__ = [
     "TrainDecoder",
     "TrainDenoiser",
     "TrainDistill",
+    "TrainFlow",
     "TrainOutcome",
 ]
 
