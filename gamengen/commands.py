@@ -17,7 +17,14 @@ from agents.errors import OptionError
 from gamengen.bench_command import Bench
 from gamengen.collect_commands import AgentEvaluate, AgentTrain, DataExport, DataInfo, DataPreview, DataVerify
 from gamengen.evaluate_commands import ConvertLpips, Evaluate, Json
-from gamengen.train_commands import TrainAutoencoder, TrainDecoder, TrainDenoiser, TrainDistill, TrainOutcome
+from gamengen.train_commands import (
+    TrainAutoencoder,
+    TrainDecoder,
+    TrainDenoiser,
+    TrainDistill,
+    TrainFlow,
+    TrainOutcome,
+)
 
 if TYPE_CHECKING:
     from engine.frame_times import PlaySummary
