@@ -223,7 +223,8 @@ def _check_config(config: CheckpointConfig) -> None:
     seen = (config.denoiser.context, config.denoiser.channels, config.denoiser.actions)
     if config.flow is not None and (config.flow.context, config.flow.channels, config.flow.actions) != seen:
         raise ValueError("the flow network does not fit the denoiser")
-    if {config.denoiser.moved, config.autoencoder.guided} != {config.flow is not None}:
+    flows = config.flow is not None
+    if config.denoiser.moved != flows or config.autoencoder.guided != (flows and config.autoencoder.compensation > 0):
         raise ValueError("a flow network is for a denoiser and a decoder that see the last frame moved")
 
 

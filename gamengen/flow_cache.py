@@ -7,6 +7,7 @@ alone, and then it is measured again from there.
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ ROUNDS = 3  # of measuring and learning the camera
 CAMERA_FRAMES = 10_000  # which it is learned from
 CAMERA_STEPS, CAMERA_BATCH, CAMERA_RATE = 1500, 256, 1e-2
 MOVES, MOVES_WEIGHT = 1.0, 4.0  # pixels; what stands still on the screen, like a score bar, says little of the camera
-THREADS = 2
+MOST_THREADS = 8
 BATCH = 16
 
 
@@ -56,8 +57,9 @@ def measure_flow(frames: np.ndarray, start: np.ndarray | None = None) -> np.ndar
             found = search.calc(following, last, begin)
             flows[number] = cv2.resize(found, (width, height), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(measure, [range(first, len(frames) - 1, THREADS) for first in range(THREADS)]))
+    threads = min(MOST_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(measure, [range(first, len(frames) - 1, threads) for first in range(threads)]))
     return flows
 
 
@@ -126,11 +128,8 @@ def load_flows(
     Raises:
         DataError: the cache is missing, damaged, or of another camera.
     """
-    parts = load_cache(folder, {"camera": weights_hash(camera)}, ("flows",))
-    train, held_out = (
-        replace(part, flows=torch.cat(found["flows"])) for part, found in zip(latents, parts, strict=True)
-    )
-    return train, held_out
+    train, held_out = _cached(folder, {"camera": weights_hash(camera)}, "flows")
+    return replace(latents[0], flows=train), replace(latents[1], flows=held_out)
 
 
 def move_recording(recording: Recording, mover: Mover, caches: Path, folder: Path) -> None:
@@ -164,7 +163,7 @@ def move_recording(recording: Recording, mover: Mover, caches: Path, folder: Pat
                 moved.append(seen[:, -1].half().cpu())
         return {"moved": torch.cat(moved)}
 
-    fill_cache(recording, folder, mover_hashes(mover), "moving frames", move)
+    fill_cache(recording, folder, _mover_hashes(mover), "moving frames", move)
 
 
 def load_moved(
@@ -175,15 +174,16 @@ def load_moved(
     Raises:
         DataError: the cache is missing, damaged, or of other networks.
     """
-    parts = load_cache(folder, mover_hashes(mover), ("moved",))
-    train, held_out = (
-        replace(part, moved=torch.cat(found["moved"])) for part, found in zip(latents, parts, strict=True)
-    )
+    train, held_out = _cached(folder, _mover_hashes(mover), "moved")
+    return replace(latents[0], moved=train), replace(latents[1], moved=held_out)
+
+
+def _cached(folder: Path, maker: dict[str, str], name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    train, held_out = (torch.cat(found[name]) for found in load_cache(folder, maker, (name,)))
     return train, held_out
 
 
-def mover_hashes(mover: Mover) -> dict[str, str]:
-    """Hashes of the networks that move frames and encode them."""
+def _mover_hashes(mover: Mover) -> dict[str, str]:
     return {"flow": weights_hash(mover.network), "encoder": weights_hash(mover.autoencoder.encoder)}
 
 

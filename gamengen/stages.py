@@ -18,21 +18,13 @@ from torch import nn
 
 from agents.errors import CheckpointError, DataError
 from gamengen.autoencoder import FACTOR, Autoencoder
-from gamengen.checkpoints import (
-    Checkpoint,
-    load_fitting,
-)
+from gamengen.checkpoints import Checkpoint, load_fitting
 from gamengen.compensation import Camera
 from gamengen.denoiser import Denoiser, seeing_moved
 from gamengen.devices import Model, place
 from gamengen.flow import FlowNetwork, Mover
 from gamengen.flow_cache import find_camera, load_flows, load_moved, measure_recording, move_recording
-from gamengen.latents import (
-    LatentEpisodes,
-    encode_recording,
-    load_latents,
-    weights_hash,
-)
+from gamengen.latents import LatentEpisodes, encode_recording, load_latents, weights_hash
 from gamengen.outcome import OutcomeHead
 from gamengen.presets import find_preset
 from gamengen.processes import first_goes_first, is_first

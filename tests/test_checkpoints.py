@@ -29,6 +29,7 @@ from gamengen.checkpoints import (
     shipped_for,
     stored_weights,
 )
+from gamengen.latents import weights_hash
 
 Damage = Callable[[Path], Any]
 
@@ -36,6 +37,25 @@ Damage = Callable[[Path], Any]
 @pytest.fixture
 def checkpoint(made_up: Callable[..., Checkpoint]) -> Checkpoint:
     return made_up()
+
+
+def test_one_with_a_flow_network_comes_back(made_up: Callable[..., Checkpoint], tmp_path: Path) -> None:
+    checkpoint = made_up(flow=True)
+    save_checkpoint(checkpoint, tmp_path / "game", "# a card")
+    found = load_checkpoint(tmp_path / "game")
+    assert found.config == checkpoint.config
+    assert found.spawns.flows is not None
+    assert checkpoint.spawns.flows is not None
+    assert torch.equal(found.spawns.flows, checkpoint.spawns.flows)
+    assert found.flow is not None
+    assert checkpoint.flow is not None
+    assert weights_hash(found.flow.camera) == weights_hash(checkpoint.flow.camera), "a turn stays exact"
+    (tmp_path / "game" / "flow.safetensors").write_bytes(b"short")
+    with pytest.raises(CheckpointError, match=r"flow\.safetensors"):
+        load_checkpoint(tmp_path / "game")
+    (tmp_path / "game" / "flow.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"flow\.safetensors"):
+        load_checkpoint(tmp_path / "game")
 
 
 @pytest.fixture

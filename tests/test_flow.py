@@ -190,6 +190,8 @@ def test_stages_by_hand(make_recording: Make, tmp_path: Path, monkeypatch: pytes
     assert train_flow(data, work, "tiny", None, few, "cpu")["step"] == 2
     camera = (work / "flow" / "camera.safetensors").read_bytes()
     train_denoiser(data, work, tmp_path / "game", "tiny", None, few, "cpu")
+    plain = NeuralGame(tmp_path / "game", "cpu")  # whose decoder sees its latent alone
+    assert plain.step([0, 1]).shape == (32, 48, 3)
     train_decoder(data, work, tmp_path / "game", "tiny", None, few, "cpu")
     made = load_checkpoint(tmp_path / "game")
     assert list(made.config.training["minutes"]) == ["autoencoder", "flow", "denoiser", "decoder"]
