@@ -13,6 +13,7 @@ import torch
 
 from agents.actions import ActionSet
 from agents.errors import DataError
+from gamengen.autoencoder import Before
 from gamengen.checkpoints import Checkpoint
 from gamengen.evaluation import drift, real_references, teacher_forced
 from gamengen.evaluation.drift import moves_view
@@ -42,9 +43,7 @@ class Oracle(Subject):
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         return latents.permute(0, 2, 3, 1).numpy().astype(np.uint8)
 
-    def decode_next(
-        self, latents: torch.Tensor, last_latents: torch.Tensor, last: np.ndarray, actions: torch.Tensor
-    ) -> np.ndarray:
+    def decode_next(self, latents: torch.Tensor, before: Before) -> np.ndarray:
         return self.decode(latents)
 
     def predict(
