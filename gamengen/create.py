@@ -35,7 +35,9 @@ from gamengen.stages import (
     fit_flow,
     fit_outcome,
     fit_student,
+    load_mover,
 )
+from gamengen.train_outcome import Player
 from gamengen.train_student import STUDENT_RATES, STUDENT_STEPS
 from gamengen.training import TrainOptions
 from recorder.record import MAX_EPISODE_FRAMES, RecordOptions, record_episodes
@@ -187,7 +189,8 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
         refining = TrainOptions(minutes=plan.decoder_minutes, muon_lr=0.01, adam_lr=5e-4, seed=options.seed)
         autoencoder = work.timed("decoder", lambda: fit_decoder(stage, plain, denoiser, latents, refining))
     telling = TrainOptions(minutes=plan.outcome_minutes, adam_lr=1e-3, seed=options.seed)
-    outcome = work.timed("outcome", lambda: fit_outcome(stage, plain, latents, telling))
+    player = Player(denoiser, sampler, load_mover(stage, plain))
+    outcome = work.timed("outcome", lambda: fit_outcome(stage, plain, latents, telling, player))
     windows, rollouts = (64, 4) if minutes < 10 else (256, 16)
     scope = EvaluateOptions(windows, rollouts, PLAYED_FRAMES, QUICK, options.seed)
     took = {name: round(seconds / 60, 1) for name, seconds in work.stages.items()}

@@ -79,6 +79,17 @@ class FreePlays:
             actions = gather_windows(self._episodes, self._first.numpy(), self._context)[1]
             self._moved, self._flows = move_decoded(self._mover, self._latents, actions, self._flows)
 
+    def newest(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The last step of each play.
+
+        Returns:
+            Latents before it and after it, both (N, C, h, w); the actions (N, A) between them; and the number of the
+            recorded frame (N,) that stands where it led to.
+        """
+        frames = self._first + self._context - 1
+        actions = self._episodes.actions[(frames - 1).to(self._episodes.actions.device)]
+        return self._latents[:, -2], self._latents[:, -1], actions.to(self._latents.device), frames
+
     def _contexts(self) -> torch.Tensor:
         if self._mover is None:
             return self._latents

@@ -31,6 +31,7 @@ from gamengen.stages import (
     load_denoiser,
     load_flow,
     load_outcome,
+    load_player,
     load_student,
 )
 from gamengen.train_student import STUDENT_STEPS
@@ -102,7 +103,8 @@ def train_outcome(data: Path, work: Path, preset: str, options: TrainOptions, de
     """``gamengen train outcome``: returns the last held-out figures."""
     stage = _stage(data, work, preset, None, options, device)
     autoencoder = load_autoencoder(stage)
-    fit_outcome(stage, autoencoder, encode(stage, autoencoder), options)
+    latents = encode(stage, autoencoder)
+    fit_outcome(stage, autoencoder, latents, options, load_player(stage, autoencoder))
     return {"device": describe_device(stage.device), **_last_figures(work / "outcome")}
 
 

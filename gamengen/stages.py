@@ -22,6 +22,7 @@ from gamengen.checkpoints import Checkpoint, load_fitting
 from gamengen.compensation import Camera
 from gamengen.denoiser import Denoiser, seeing_moved
 from gamengen.devices import Model, place
+from gamengen.diffusion import SamplerConfig
 from gamengen.flow import FlowNetwork, Mover
 from gamengen.flow_cache import find_camera, load_flows, load_moved, measure_recording, move_recording
 from gamengen.latents import LatentEpisodes, encode_recording, load_latents, weights_hash
@@ -32,8 +33,8 @@ from gamengen.train_autoencoder import POOL_FRAMES, AutoencoderTask, load_frame_
 from gamengen.train_decoder import CAMERA_PAIRS, DecoderTask, find_footage
 from gamengen.train_denoiser import DenoiserTask
 from gamengen.train_flow import FlowTask
-from gamengen.train_outcome import OutcomeTask, find_results, outcome_config
-from gamengen.train_student import StudentTask
+from gamengen.train_outcome import OutcomeTask, Player, find_results, outcome_config
+from gamengen.train_student import STUDENT_STEPS, StudentTask
 from gamengen.training import Trainer, TrainOptions, load_finished
 from recorder.recording import Recording, write_json
 
@@ -155,6 +156,21 @@ def load_student(stage: Stage, denoiser: Denoiser) -> Denoiser | None:
         return None
     _check_made_for(stage.work / "student", "denoiser", denoiser)
     return _load_stage(_fresh_denoiser(stage), stage, "student")
+
+
+def load_player(stage: Stage, autoencoder: Autoencoder) -> Player | None:
+    """What earlier stages left to play with: the student, else the denoiser, each with its own sampler; or None.
+
+    Raises:
+        CheckpointError: the student, or what moves its last frame, is of other networks.
+    """
+    if not (stage.work / "denoiser" / "final.safetensors").is_file():
+        return None
+    denoiser, mover = load_denoiser(stage), load_mover(stage, autoencoder)
+    student = load_student(stage, denoiser)
+    if student is None:
+        return Player(denoiser, SamplerConfig(), mover)
+    return Player(student, SamplerConfig(STUDENT_STEPS), mover)
 
 
 def encode(stage: Stage, autoencoder: Autoencoder) -> tuple[LatentEpisodes, LatentEpisodes]:
@@ -284,11 +300,18 @@ def fit_student(
 
 
 def fit_outcome(
-    stage: Stage, autoencoder: Autoencoder, latents: tuple[LatentEpisodes, LatentEpisodes], options: TrainOptions
+    stage: Stage,
+    autoencoder: Autoencoder,
+    latents: tuple[LatentEpisodes, LatentEpisodes],
+    options: TrainOptions,
+    player: Player | None = None,
 ) -> OutcomeHead:
-    """Train the outcome head, or load it where this budget is spent already."""
+    """Train the outcome head, or load it where this budget is spent already.
+
+    With a ``player``, it also learns from frames that the model has made.
+    """
     torch.manual_seed(stage.seed + 4)
-    task, folder = _outcome_task(stage, autoencoder, latents), stage.work / "outcome"
+    task, folder = _outcome_task(stage, autoencoder, latents, player), stage.work / "outcome"
     if not load_finished(task.model, folder, options):
         Trainer(task, options, folder).run()
     return task.head.eval()
@@ -304,13 +327,16 @@ def load_outcome(
 
 
 def _outcome_task(
-    stage: Stage, autoencoder: Autoencoder, latents: tuple[LatentEpisodes, LatentEpisodes]
+    stage: Stage,
+    autoencoder: Autoencoder,
+    latents: tuple[LatentEpisodes, LatentEpisodes],
+    player: Player | None = None,
 ) -> OutcomeTask:
     _check_made_for(stage.work / "outcome", "encoder", autoencoder.encoder)
     config = outcome_config(stage.recording, latents[0])
     head = place(OutcomeHead(config), stage.device)
     train, held_out = zip(latents, find_results(stage.recording, config), strict=True)
-    return OutcomeTask(head, train, held_out, stage.seed + 4, stage.batch("outcome"))
+    return OutcomeTask(head, train, held_out, stage.seed + 4, stage.batch("outcome"), player)
 
 
 def _fresh_denoiser(stage: Stage) -> Denoiser:

@@ -170,7 +170,8 @@ class TrainOutcome(_Training):
     """
 
     work: Path
-    """Work folder with a trained autoencoder; the head lies in its sub-folder outcome/."""
+    """Work folder with a trained autoencoder, and a denoiser if the head is to learn from frames of free play too; it
+    lies in the sub-folder outcome/."""
     adam_lr: float = 1e-3
     """Learning rate of everything else."""
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from gamengen.autoencoder import Autoencoder, Before, pixels_of
+from gamengen.autoencoder import FACTOR, Autoencoder, Before, pixels_of
 from gamengen.camera import Pairs, fit_camera, moved_error
 from gamengen.denoiser import Denoiser
 from gamengen.devices import place
@@ -50,7 +51,7 @@ class PlayKind:
 
 
 # In turn over the batch: real last frames are frequent, long plays teach to stay stable, own ones are what is played.
-KINDS = (PlayKind(3, False), PlayKind(32, True), PlayKind(64, False), PlayKind(32, True))
+KINDS = (PlayKind(3, False), PlayKind(32, True), PlayKind(64, False), PlayKind(128, True))
 
 
 @dataclass(frozen=True)
@@ -216,20 +217,40 @@ class DecoderTask(Task):
         )
         pixels, moved_by = self._autoencoder.decode_next(share(predicted + self._noise(predicted, generator)), before)
         weight = self._rarity.weight(latents)
-        # After its own latents a play has gone its own way: what is rare in the real frame need not be in this one.
-        played = torch.where(share(self._plays.real).to(self._device)[:, None, None], weight, 1.0)
-        loss = reconstruction_loss(pixels, target, played)
+        real_play = share(self._plays.real).to(self._device)
+        shown = self._shown(share(predicted), latents, target, ~real_play)
+        played = torch.where(real_play[:, None, None], weight, self._rarity.weight(share(predicted)))
+        loss = reconstruction_loss(pixels, shown, played)
         self._critic.learn(target, pixels)
         if progress > CRITIC_START:
             loss = loss + self._critic.loss(pixels, loss, CRITIC_SHARE)
         loss = loss + MOVED_WEIGHT * moved_error(moved_by, pixels_of(before.frames), target)
         alone = latents.float() + share(self._noise(predicted, generator))
         loss = loss + self._loss_alone(step, alone, target, weight)
-        shown = pixels.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+        frames = pixels.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
         self._plays.advance(
-            predicted, gather(shown).permute(0, 2, 3, 1).cpu(), flow.cpu() if flow is not None else None
+            predicted, gather(frames).permute(0, 2, 3, 1).cpu(), flow.cpu() if flow is not None else None
         )
         return loss
+
+    @torch.no_grad()
+    def _shown(
+        self, predicted: torch.Tensor, latents: torch.Tensor, real: torch.Tensor, own: torch.Tensor
+    ) -> torch.Tensor:
+        """What each play should show (B, 3, H, W): the ``real`` pixels; in an ``own`` play (B,) its own monsters.
+
+        After its own latents a play has gone its own way: what is rare stands elsewhere than in the real frame, and
+        a decoder that is asked for the real one learns to fade it out. There the play should show what its latents
+        do, decoded alone.
+        """
+        if not own.any():
+            return real
+        rare = self._rarity.rare(predicted[own]) | self._rarity.rare(latents[own])
+        near = F.max_pool2d(rare[:, None].float(), 3, stride=1, padding=1)
+        near = F.interpolate(near, scale_factor=float(FACTOR), mode="nearest")
+        shown = real.clone()
+        shown[own] = torch.where(near > 0, self._autoencoder.decode(predicted[own]).to(real.dtype), real[own])
+        return shown
 
     def _loss_alone(self, step: int, latents: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Of some frames of the batch, decoded from their true latents alone."""

@@ -1,4 +1,8 @@
-"""Training an outcome head on recorded rewards, ends and game variables."""
+"""Training an outcome head on recorded rewards, ends and game variables.
+
+What it reads in play are the model's own frames, on which a head that has seen recorded ones alone finds ends that
+are none. So it also learns from short free plays what their frames show, which is what the recorded ones show there.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gamengen.denoiser import Denoiser
 from gamengen.devices import place
+from gamengen.diffusion import SamplerConfig, sample_next
+from gamengen.flow import Mover
+from gamengen.free_plays import FreePlays
 from gamengen.latents import LatentEpisodes
 from gamengen.outcome import OutcomeConfig, OutcomeHead, level_bins, reward_bins, two_hot
-from gamengen.processes import check_batch, share
+from gamengen.processes import check_batch, share, spread
 from gamengen.training import Task, step_generator
 from recorder.episodes import read_results
 from recorder.recording import Recording, split_held_out
@@ -21,6 +29,10 @@ from recorder.recording import Recording, split_held_out
 LATENT_NOISE = 0.3  # at most: generated latents are not as clean as encoded ones
 LEVELS = ("HEALTH", "ARMOR", "SELECTED_WEAPON_AMMO")  # what Doom's score bar shows
 COUNTERS = ("KILLCOUNT",)
+PLAYS = 8  # free plays, beside a batch of recorded frames
+LONGEST_PLAY = 32  # frames; later, health has gone another way than in the recording
+PLAYED_WEIGHT = 0.5  # of what they show, in the loss
+MOST_PLAYED = 1024  # steps of held-out plays that are scored
 MOST_SCORED = 16_384  # frames: all of a few thousand, and a part of many
 
 
@@ -91,8 +103,40 @@ def read_all_results(
     return Results(**joined, usable=np.concatenate(usable))
 
 
+@dataclass(frozen=True)
+class Player:
+    """What makes the frames of free plays: a denoiser, how it samples, and what moves the last frame for it."""
+
+    denoiser: Denoiser
+    sampler: SamplerConfig
+    mover: Mover | None = None
+
+    def advance(self, plays: FreePlays, generator: torch.Generator) -> None:
+        """Each of ``plays`` one frame on; several processes do a share each."""
+
+        def sample(context: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+            shape = (2, len(context), *context.shape[2:])
+            noise = torch.randn(shape, generator=generator, device=context.device)
+            return spread(
+                lambda past, held, start, more: sample_next(
+                    self.denoiser, past, held, torch.stack([start, more]), self.sampler
+                ),
+                context, actions, *noise,
+            )  # fmt: skip
+
+        plays.advance(sample)
+
+
 class OutcomeTask(Task):
-    """Tell what came of a step from the latents on both sides of it; see :class:`gamengen.training.Task`."""
+    """Tell what came of a step from the latents on both sides of it; see :class:`gamengen.training.Task`.
+
+    Args:
+        model: the head.
+        train: latents, and what came of their steps; so ``held_out``.
+        seed: of what is drawn.
+        batch: recorded frames a step.
+        player: makes free plays, of whose frames the head learns levels and ends; None leaves them out.
+    """
 
     name = "outcome"
 
@@ -103,37 +147,61 @@ class OutcomeTask(Task):
         held_out: tuple[LatentEpisodes, Results],
         seed: int,
         batch: int = 128,
+        player: Player | None = None,
     ) -> None:
         self._device = next(model.parameters()).device
         self.model: nn.Module = place(model, self._device)
         self.head, self._train, self._held_out = model, train, held_out
-        self._seed, self._batch = seed, batch
+        self._seed, self._batch, self._player = seed, batch, player
+        self._plays = self._begin_plays(train[0])
         check_batch(batch)
         truth = train[1]
         model.expect(float(truth.ends.mean()), truth.rises.mean(dim=0))
 
+    def _begin_plays(self, episodes: LatentEpisodes) -> FreePlays | None:
+        if self._player is None:
+            return None
+        context = self._player.denoiser.config.context
+        return FreePlays(episodes.to(self._device), PLAYS, context, LONGEST_PLAY, self._player.mover)
+
     def loss(self, step: int, progress: float) -> torch.Tensor:
-        """Cross-entropy of all that is told, on frames drawn evenly, so that probabilities mean what they say."""
+        """Cross-entropy of all that is told, on frames drawn evenly, so that probabilities mean what they say.
+
+        Kills and rewards are learned from recorded frames alone: a shot that hits there may miss in a free play.
+        """
         generator = step_generator(self._seed, step, self._device)
-        picks, (before, now, action) = self.draw(step)
-        level = LATENT_NOISE * torch.rand(len(picks), 1, 1, 1, generator=generator, device=self._device)
-        noise = torch.randn(2, *now.shape, generator=generator, device=self._device)
-        before, now = share(before + level * noise[0]), share(now + level * noise[1])
-        picks, action = share(picks), share(action)
-        kept = [share(part) for part in self.head.draw_dropout(self._batch, generator)]
-        logits = self.head(before, now, action, kept)
-        reward, ends, rises, levels = self.head.parts(logits)
-        truth = self._train[1]
-
-        def at(values: torch.Tensor) -> torch.Tensor:
-            return values[picks].to(self._device)
-
-        loss = F.cross_entropy(reward, two_hot(at(truth.rewards), reward_bins(self._device)))
-        loss = loss + F.binary_cross_entropy_with_logits(ends, at(truth.ends))
+        picks, inputs = self.draw(step)
+        reward, ends, rises, levels = self._tell(inputs, generator)
+        picks, truth = share(picks), self._train[1]
+        loss = F.cross_entropy(reward, two_hot(truth.rewards[picks].to(self._device), reward_bins(self._device)))
         if rises.shape[1]:
-            loss = loss + F.binary_cross_entropy_with_logits(rises, at(truth.rises))
+            loss = loss + F.binary_cross_entropy_with_logits(rises, truth.rises[picks].to(self._device))
+        loss = loss + self._shown(picks, ends, levels)
+        if self._plays is not None and self._player is not None:
+            self._plays.windows(np.random.default_rng([self._seed, step, 1]))  # another begins where one has ended
+            self._player.advance(self._plays, generator)
+            *played, frames = self._plays.newest()
+            _, ends, _, levels = self._tell((played[0], played[1], played[2]), generator)
+            loss = loss + PLAYED_WEIGHT * self._shown(share(frames), ends, levels)
+        return loss
+
+    def _tell(
+        self, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the head says in training of this process's share of (B, ...) steps, noised and with dropout."""
+        before, now, action = inputs
+        level = LATENT_NOISE * torch.rand(len(now), 1, 1, 1, generator=generator, device=self._device)
+        noise = torch.randn(2, *now.shape, generator=generator, device=self._device)
+        kept = [share(part) for part in self.head.draw_dropout(len(now), generator)]
+        noised = share(before + level * noise[0]), share(now + level * noise[1])
+        return self.head.parts(self.head(*noised, share(action), kept))
+
+    def _shown(self, frames: torch.Tensor, ends: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        """The loss of what a frame shows: whether the game ends (B,), and levels (B, L, bins)."""
+        truth = self._train[1]
+        loss = F.binary_cross_entropy_with_logits(ends, truth.ends[frames].to(self._device))
         if levels.shape[1]:
-            wanted = two_hot(at(truth.levels), level_bins(self._device))
+            wanted = two_hot(truth.levels[frames].to(self._device), level_bins(self._device))
             loss = loss + F.cross_entropy(levels.flatten(0, 1), wanted.flatten(0, 1))
         return loss
 
@@ -143,9 +211,40 @@ class OutcomeTask(Task):
         picks = torch.from_numpy(usable[rng.integers(len(usable), size=self._batch)])
         return picks, step_inputs(self._train[0], picks, self._device)
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """The free plays that go on from step to step."""
+        return self._plays.state() if self._plays is not None else {}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on with the plays of :meth:`state`."""
+        if self._plays is not None and state:
+            self._plays.load_state(state)
+
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Accuracy on held-out frames; see :func:`score_outcomes`."""
-        return score_outcomes(self.head, *self._held_out, self._device), {}
+        """Accuracy on held-out frames, see :func:`score_outcomes`; and on those of free plays that begin there.
+
+        ``played_ends`` is the mean probability of an end that is told there, ``played_ends_real`` the share of ends
+        among the recorded frames in their places, and ``played_HEALTH_error`` (of each level) a mean absolute error.
+        """
+        return score_outcomes(self.head, *self._held_out, self._device) | self._score_plays(), {}
+
+    def _score_plays(self) -> dict[str, float]:
+        plays = self._begin_plays(self._held_out[0])
+        if plays is None or self._player is None:
+            return {}
+        rng, generator = np.random.default_rng(self._seed), step_generator(self._seed, 0, self._device)
+        steps = []
+        for _ in range(min(MOST_PLAYED, len(self._held_out[1].usable)) // PLAYS):
+            plays.windows(rng)
+            self._player.advance(plays, generator)
+            steps.append(plays.newest())
+        before, now, actions, frames = (torch.cat(parts) for parts in zip(*steps, strict=True))
+        found, truth = self.head.read(before, now, actions), self._held_out[1]
+        figures = {"played_ends": float(found.ends.mean()), "played_ends_real": float(truth.ends[frames].mean())}
+        for n, name in enumerate(self.head.config.levels):
+            real = truth.levels[frames, n].numpy() * self.head.config.scales[n]
+            figures[f"played_{name}_error"] = float(np.abs(found.levels[name] - real).mean())
+        return figures
 
 
 def step_inputs(

@@ -46,6 +46,19 @@ def test_contexts_are_real_at_first_and_then_the_own() -> None:
     assert seen == set(range(6)), "no play is longer than 6 frames, and some are that long"
 
 
+def test_the_newest_step_stands_for_a_recorded_one() -> None:
+    plays, rng = FreePlays(numbered(40, 30), 3, CONTEXT, longest=6), np.random.default_rng(0)
+    for _ in range(20):
+        _, held, target = plays.windows(rng)
+        plays.advance(own)
+        before, now, actions, frames = plays.newest()
+        assert (now == -1).all()
+        assert torch.equal(frames.float(), target[:, 0, 0, 0]), "the frame that it was to be"
+        assert torch.equal(actions, held[:, -1]), "what was held before it"
+        began = before[:, 0, 0, 0] >= 0
+        assert torch.equal(before[began, 0, 0, 0], frames[began].float() - 1)
+
+
 def test_short_episodes_have_short_plays() -> None:
     plays = FreePlays(numbered(CONTEXT + 1), 2, CONTEXT)
     for step in range(5):

@@ -13,15 +13,19 @@ import pytest
 import torch
 from fake_game import FakeGame
 
+import gamengen.train_outcome
+import gamengen.training
 from agents.actions import ActionSet
 from agents.errors import CheckpointError, OptionError
 from engine.environment import NeuralGameEnv
 from engine.game import NeuralGame
 from engine.session import RESPAWN_SECONDS, PlaySession
 from gamengen.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from gamengen.latents import LatentEpisodes
+from gamengen.diffusion import SamplerConfig
+from gamengen.free_plays import FreePlays
+from gamengen.latents import LatentEpisodes, weights_hash
 from gamengen.outcome import Outcome, OutcomeConfig, OutcomeHead, level_bins, reward_bins, two_hot
-from gamengen.train_outcome import OutcomeTask, find_results, outcome_config
+from gamengen.train_outcome import OutcomeTask, Player, find_results, outcome_config
 from gamengen.training import Trainer, TrainOptions
 from recorder.episodes import EpisodeWriter
 from recorder.recording import Recording, RecordingHeader
@@ -123,6 +127,72 @@ def test_it_learns_what_the_latents_show(tmp_path: Path) -> None:
     ends = told.ends
     assert ends[0] == pytest.approx(0.6, abs=0.2), "three of five such frames were the last: so likely is the end"
     assert ends[1:].max() < 0.05
+
+
+class Negating(Player):
+    """Plays whose latents are the negatives of those that the recording has in their place."""
+
+    def advance(self, plays: FreePlays, generator: torch.Generator) -> None:
+        def sample(context: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+            newest = context[:, -1, :, 0, 0]
+            recorded = newest * -newest[:, 7:].sign()  # the highest bit of so small a number is 0
+            number = ((recorded > 0) << torch.arange(8)).sum(1, keepdim=True)
+            bits = ((number + 1) >> torch.arange(8)) & 1
+            return (1.0 - 2 * bits)[:, :, None, None].expand(-1, -1, 2, 3)
+
+        plays.advance(sample)
+
+
+def negating(made_up: Callable[..., Checkpoint]) -> Player:
+    return Negating(made_up().denoiser, SamplerConfig(1))
+
+
+def test_it_learns_what_its_own_frames_show(made_up: Callable[..., Checkpoint], tmp_path: Path) -> None:
+    recording = record(tmp_path / "data")
+    latents = telling_latents(recording)
+    config = replace(outcome_config(recording, latents[0]), features=16)
+    train, held_out = zip(latents, find_results(recording, config), strict=True)
+    found = {}
+    for weight in (0.0, 0.5):
+        torch.manual_seed(0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gamengen.train_outcome, "PLAYED_WEIGHT", weight)
+            task = OutcomeTask(OutcomeHead(config), train, held_out, 0, 64, negating(made_up))
+            found[weight] = Trainer(task, TrainOptions(steps=400, ema=0.9), tmp_path / str(weight)).run()
+    assert found[0.0]["played_HEALTH_error"] > 5
+    assert found[0.5]["played_HEALTH_error"] < 2.5
+    assert found[0.5]["HEALTH_error"] < 2.5, "recorded frames are read as well"
+    assert found[0.5]["played_ends"] < 0.1, "held-out episodes only run out of time"
+    assert found[0.5]["played_ends_real"] == 0
+
+
+def test_resumed_with_its_plays_it_is_the_same(
+    made_up: Callable[..., Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gamengen.training, "SAVE_SECONDS", 0.0)
+    recording = record(tmp_path / "data")
+    latents = telling_latents(recording)
+    config = replace(outcome_config(recording, latents[0]), features=16)
+    train, held_out = zip(latents, find_results(recording, config), strict=True)
+
+    def make_task() -> OutcomeTask:
+        torch.manual_seed(0)
+        return OutcomeTask(OutcomeHead(config), train, held_out, 0, 16, negating(made_up))
+
+    whole, stopped, resumed = make_task(), make_task(), make_task()
+    Trainer(whole, TrainOptions(steps=8), tmp_path / "whole").run()
+    loss = stopped.loss
+
+    def stopping(step: int, progress: float) -> torch.Tensor:
+        if step == 5:
+            raise InterruptedError
+        return loss(step, progress)
+
+    monkeypatch.setattr(stopped, "loss", stopping)
+    with pytest.raises(InterruptedError):
+        Trainer(stopped, TrainOptions(steps=8), tmp_path / "parts").run()
+    Trainer(resumed, TrainOptions(steps=8), tmp_path / "parts").run()
+    assert weights_hash(resumed.model) == weights_hash(whole.model)
 
 
 def telling(made_up: Callable[..., Checkpoint], ends: float = 0.0, **changes: Any) -> Checkpoint:

@@ -103,6 +103,26 @@ def test_it_helps_and_leaves_the_encoder(
     assert weights_hash(checkpoint.autoencoder.decoder) != decoder
 
 
+def test_an_own_play_shows_its_own_monsters(
+    checkpoint: Checkpoint, footage: tuple[Footage, Footage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its latents or the real ones are rare, what it shows is what its latents show alone; elsewhere the real."""
+    monkeypatch.setattr(Rarity, "rare", lambda self, latents: latents[:, 0] > 5)
+    task = make_task(checkpoint, footage)
+    predicted, latents = torch.zeros(2, 8, 3, 5), torch.zeros(2, 8, 3, 5)
+    predicted[:, 0, 0, 0] = 9.0
+    real = torch.full((2, 3, 48, 80), 0.5)
+    shown = task._shown(predicted, latents, real, torch.tensor([False, True]))
+    assert torch.equal(shown[0], real[0])
+    alone = checkpoint.autoencoder.decode(predicted)[1]
+    torch.testing.assert_close(shown[1, :, :32, :32], alone[:, :32, :32])  # there and at its neighbours
+    assert torch.equal(shown[1, :, 32:], real[1, :, 32:]) and torch.equal(shown[1, :, :, 32:], real[1, :, :, 32:])
+    latents[:, 0, 2, 4] = 9.0
+    shown = task._shown(predicted, latents, real, torch.tensor([True, True]))
+    torch.testing.assert_close(shown[1, :, 16:, 48:], alone[:, 16:, 48:])
+    assert torch.equal(shown[1, :, 32:, :48], real[1, :, 32:, :48])
+
+
 class Stopped(Exception):
     pass
 
