@@ -32,7 +32,7 @@ COUNTERS = ("KILLCOUNT",)
 PLAYS = 8  # free plays, beside a batch of recorded frames
 LONGEST_PLAY = 32  # frames; later, health has gone another way than in the recording
 PLAYED_WEIGHT = 0.5  # of what they show, in the loss
-MOST_PLAYED = 1024  # steps of held-out plays that are scored
+MOST_PLAYED = 512  # steps of held-out plays that are scored
 MOST_SCORED = 16_384  # frames: all of a few thousand, and a part of many
 
 
