@@ -234,7 +234,7 @@ class OutcomeTask(Task):
             return {}
         rng, generator = np.random.default_rng(self._seed), step_generator(self._seed, 0, self._device)
         steps = []
-        for _ in range(min(MOST_PLAYED, len(self._held_out[1].usable)) // PLAYS):
+        for _ in range(max(1, min(MOST_PLAYED, len(self._held_out[1].usable)) // PLAYS)):
             plays.windows(rng)
             self._player.advance(plays, generator)
             steps.append(plays.newest())
