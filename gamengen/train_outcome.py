@@ -111,20 +111,19 @@ class Player:
     sampler: SamplerConfig
     mover: Mover | None = None
 
-    def advance(self, plays: FreePlays, generator: torch.Generator) -> None:
-        """Each of ``plays`` one frame on; several processes do a share each."""
+    def advance(self, plays: FreePlays, generator: torch.Generator, together: bool = True) -> None:
+        """Each of ``plays`` one frame on; several processes do a share each, unless one is not ``together`` with them."""
 
-        def sample(context: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        def sample(context: torch.Tensor, actions: torch.Tensor, *noise: torch.Tensor) -> torch.Tensor:
+            return sample_next(self.denoiser, context, actions, torch.stack(noise), self.sampler)
+
+        def follow(context: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
             shape = (2, len(context), *context.shape[2:])
             noise = torch.randn(shape, generator=generator, device=context.device)
-            return spread(
-                lambda past, held, start, more: sample_next(
-                    self.denoiser, past, held, torch.stack([start, more]), self.sampler
-                ),
-                context, actions, *noise,
-            )  # fmt: skip
+            given = (context, actions, *noise)
+            return spread(sample, *given) if together else sample(*given)
 
-        plays.advance(sample)
+        plays.advance(follow)
 
 
 class OutcomeTask(Task):
@@ -236,7 +235,7 @@ class OutcomeTask(Task):
         steps = []
         for _ in range(max(1, min(MOST_PLAYED, len(self._held_out[1].usable)) // PLAYS)):
             plays.windows(rng)
-            self._player.advance(plays, generator)
+            self._player.advance(plays, generator, together=False)  # the first process alone evaluates
             steps.append(plays.newest())
         before, now, actions, frames = (torch.cat(parts) for parts in zip(*steps, strict=True))
         found, truth = self.head.read(before, now, actions), self._held_out[1]

@@ -132,7 +132,7 @@ def test_it_learns_what_the_latents_show(tmp_path: Path) -> None:
 class Negating(Player):
     """Plays whose latents are the negatives of those that the recording has in their place."""
 
-    def advance(self, plays: FreePlays, generator: torch.Generator) -> None:
+    def advance(self, plays: FreePlays, generator: torch.Generator, together: bool = True) -> None:
         def sample(context: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
             newest = context[:, -1, :, 0, 0]
             recorded = newest * -newest[:, 7:].sign()  # the highest bit of so small a number is 0
