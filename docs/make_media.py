@@ -15,7 +15,7 @@ from PIL import Image
 
 from engine.game import NeuralGame
 from gamengen.checkpoints import shipped_checkpoints
-from recorder.pictures import VideoWriter, contact_sheet, draw_held_keys, save_png
+from recorder.pictures import VideoWriter, contact_sheet, draw_held_keys
 
 MEDIA = Path(__file__).parent / "media"
 # A spawn where something is near, and what is held, for how many frames.
@@ -24,6 +24,11 @@ SCRIPTS = {
         ("", 3), ("TURN_LEFT", 5), ("", 4), ("ATTACK", 6), ("", 6), ("TURN_RIGHT", 22), ("TURN_RIGHT ATTACK", 5),
         ("", 6), ("ATTACK", 4), ("TURN_LEFT", 26), ("", 10), ("TURN_LEFT ATTACK", 4), ("TURN_RIGHT", 9), ("ATTACK", 5),
         ("", 11),
+    )),
+    "deathmatch": (0, (
+        ("", 4), ("MOVE_FORWARD", 18), ("MOVE_FORWARD TURN_LEFT", 6), ("MOVE_FORWARD", 16), ("TURN_RIGHT", 12),
+        ("ATTACK", 5), ("MOVE_FORWARD", 20), ("MOVE_LEFT", 8), ("TURN_LEFT", 20), ("MOVE_FORWARD SPEED", 16),
+        ("MOVE_FORWARD ATTACK", 6), ("TURN_RIGHT", 9), ("MOVE_BACKWARD", 8), ("MOVE_RIGHT", 8), ("", 6),
     )),
 }  # fmt: skip
 SECONDS = 60
@@ -56,8 +61,8 @@ def play(name: str) -> None:
     shown[0].save(MEDIA / f"{name}.gif", save_all=True, append_images=shown[1:], duration=pause, loop=0, optimize=True)
     rows = np.stack(frames[SHEET_EVERY - 1 : 16 * SHEET_EVERY : SHEET_EVERY]).reshape(-1, 4, *frames[0].shape)
     labels = [f"frames {1 + 4 * SHEET_EVERY * i} to {4 * SHEET_EVERY * (i + 1)}" for i in range(len(rows))]
-    sheet = Image.fromarray(contact_sheet(list(rows), labels=labels))
-    save_png(MEDIA / f"{name}.png", np.asarray(sheet.reduce(2)))
+    sheet = Image.fromarray(contact_sheet(list(rows), labels=labels)).reduce(2)
+    sheet.quantize(256, dither=Image.Dither.NONE).save(MEDIA / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

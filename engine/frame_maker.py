@@ -30,8 +30,8 @@ class FrameMaker:
         denoiser: likewise.
         head: likewise; None tells nothing.
         mode: ``eager``, ``compiled`` (torch.compile, which takes a minute at the first frame of each number of
-            steps; on CUDA what it makes is then captured as a graph), ``graph`` (on CUDA the whole frame is captured
-            once and then launched as one), or ``auto``: graph on CUDA where the capture succeeds, else eager.
+            steps), ``graph`` (on CUDA the whole frame is captured once and then launched as one), or ``auto``: graph
+            on CUDA where the capture succeeds, else eager.
         mover: moves the last frame; None where the model does not see that.
 
     Raises:
@@ -75,8 +75,7 @@ class FrameMaker:
             return self._make(given[0], given[1], given[2], given[3], given[4], sampler)
 
         if self.mode == "compiled":
-            compiled = torch.compile(make, dynamic=False)
-            return compiled if self._device.type != "cuda" else _Graph(compiled, inputs)
+            return torch.compile(make, dynamic=False)
         if self.mode == "graph":
             try:
                 return _Graph(make, inputs)

@@ -112,7 +112,7 @@ class Player:
     mover: Mover | None = None
 
     def advance(self, plays: FreePlays, generator: torch.Generator, together: bool = True) -> None:
-        """Each of ``plays`` one frame on; several processes do a share each, unless one is not ``together`` with them."""
+        """Each of ``plays`` one frame on; several processes do a share each, where they are ``together``."""
 
         def sample(context: torch.Tensor, actions: torch.Tensor, *noise: torch.Tensor) -> torch.Tensor:
             return sample_next(self.denoiser, context, actions, torch.stack(noise), self.sampler)

@@ -16,7 +16,10 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
+    import torch
+
     from gamengen.checkpoints import Checkpoint
+    from gamengen.training import Task, Trainer, TrainOptions
     from recorder.recording import Recording
 
 SPEC = "doom/basic"
@@ -51,6 +54,32 @@ def tiny_work(basic_recording: Path, tmp_path_factory: pytest.TempPathFactory) -
 def tiny(tiny_work: Path) -> Path:
     """A checkpoint of the preset ``tiny``, trained for seconds. Do not change it."""
     return tiny_work / "tiny"
+
+
+@pytest.fixture
+def train_until(monkeypatch: pytest.MonkeyPatch) -> Callable[[Task, TrainOptions, Path, int], Trainer]:
+    """Trains a task and stops it, as a full disk or a pressed Ctrl-C would, before a step; all before it is saved."""
+    import gamengen.training
+
+    class Stopped(Exception):
+        pass
+
+    def train(task: Task, options: TrainOptions, folder: Path, stop_at: int) -> Trainer:
+        monkeypatch.setattr(gamengen.training, "SAVE_SECONDS", 0.0)
+        loss = task.loss
+
+        def stopping(step: int, progress: float) -> torch.Tensor:
+            if step == stop_at:
+                raise Stopped
+            return loss(step, progress)
+
+        monkeypatch.setattr(task, "loss", stopping)
+        trainer = gamengen.training.Trainer(task, options, folder)
+        with pytest.raises(Stopped):
+            trainer.run()
+        return trainer
+
+    return train
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,10 @@ from gamengen.latents import weights_hash
 from gamengen.model_card import write_card
 
 ROOT = Path(__file__).parents[1]
+FLOORS = {  # PSNR, dB
+    "defend_the_center": {"ceiling": 31, "psnr": 29.4},
+    "deathmatch": {"ceiling": 27, "psnr": 24},
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +62,12 @@ def test_what_the_pages_show_is_there() -> None:
 @pytest.mark.parametrize("name", shipped_checkpoints())
 def test_the_floors_of_a_shipped_checkpoint(name: str, make_report: ModuleType) -> None:
     """What it was measured to reach; the command that measures it is ``gamengen evaluate``."""
+    floor = FLOORS[name]
     metrics, bench = make_report.read_metrics(name), make_report.newest_benchmark(name)
     own = str(metrics["drift"]["steps"])
     forced, copied = metrics["teacher_forced"][own], metrics["copy_last"]
-    assert metrics["autoencoder"]["psnr"] >= 31
-    assert forced["psnr"] >= 29.4
+    assert metrics["autoencoder"]["psnr"] >= floor["ceiling"]
+    assert forced["psnr"] >= floor["psnr"]
     assert forced["pooled_psnr"] >= copied["pooled_psnr"] + 1.5
     assert metrics["motion"]["moving"][own] >= metrics["motion"]["moving"]["copy_last"] + 1.5
     fps = {steps: row["fps"] for steps, row in make_report.quickest(bench).items()}

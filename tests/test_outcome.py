@@ -167,9 +167,8 @@ def test_it_learns_what_its_own_frames_show(made_up: Callable[..., Checkpoint], 
 
 
 def test_resumed_with_its_plays_it_is_the_same(
-    made_up: Callable[..., Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made_up: Callable[..., Checkpoint], train_until: Callable[..., Trainer], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(gamengen.training, "SAVE_SECONDS", 0.0)
     recording = record(tmp_path / "data")
     latents = telling_latents(recording)
     config = replace(outcome_config(recording, latents[0]), features=16)
@@ -181,16 +180,7 @@ def test_resumed_with_its_plays_it_is_the_same(
 
     whole, stopped, resumed = make_task(), make_task(), make_task()
     Trainer(whole, TrainOptions(steps=8), tmp_path / "whole").run()
-    loss = stopped.loss
-
-    def stopping(step: int, progress: float) -> torch.Tensor:
-        if step == 5:
-            raise InterruptedError
-        return loss(step, progress)
-
-    monkeypatch.setattr(stopped, "loss", stopping)
-    with pytest.raises(InterruptedError):
-        Trainer(stopped, TrainOptions(steps=8), tmp_path / "parts").run()
+    train_until(stopped, TrainOptions(steps=8), tmp_path / "parts", 5)
     Trainer(resumed, TrainOptions(steps=8), tmp_path / "parts").run()
     assert weights_hash(resumed.model) == weights_hash(whole.model)
 

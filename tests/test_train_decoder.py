@@ -123,32 +123,16 @@ def test_an_own_play_shows_its_own_monsters(
     assert torch.equal(shown[1, :, 32:, :48], real[1, :, 32:, :48])
 
 
-class Stopped(Exception):
-    pass
-
-
 def test_resumed_equals_uninterrupted(
     made_up: Callable[..., Checkpoint],
     footage: tuple[Footage, Footage],
+    train_until: Callable[..., Trainer],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gamengen.training, "SAVE_SECONDS", 0.0)
     options = TrainOptions(steps=8)
     whole = made_up()
     Trainer(make_task(whole, footage), options, tmp_path / "whole").run()
-
-    task = make_task(made_up(), footage)
-    loss = task.loss
-
-    def stopping(step: int, progress: float) -> torch.Tensor:
-        if step == 5:
-            raise Stopped
-        return loss(step, progress)
-
-    monkeypatch.setattr(task, "loss", stopping)
-    with pytest.raises(Stopped):
-        Trainer(task, options, tmp_path / "parts").run()
+    train_until(make_task(made_up(), footage), options, tmp_path / "parts", 5)
     resumed = made_up()
     trainer = Trainer(make_task(resumed, footage), options, tmp_path / "parts")
     assert trainer.step == 5

@@ -101,11 +101,6 @@ class Slope(Task):
         return {"weight": self.weight.item()}, {}
 
 
-@pytest.fixture
-def save_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gamengen.training, "SAVE_SECONDS", 0.0)
-
-
 def final(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "final.safetensors")
 
@@ -125,23 +120,11 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "denoiser", "student"])
-@pytest.mark.usefixtures("save_always")
-def test_resumed_equals_uninterrupted(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_equals_uninterrupted(name: str, train_until: Callable[..., Trainer], tmp_path: Path) -> None:
     options = TrainOptions(steps=STEPS)
     Trainer(make_task(name), options, tmp_path / "whole").run()
     for stop_at in (3, 9):  # twice, once before and once after the unroll begins
-        task = make_task(name)
-        loss = task.loss
-
-        def stopping(step: int, progress: float, loss: Any = loss, stop_at: int = stop_at) -> torch.Tensor:
-            if step == stop_at:
-                raise Stopped
-            return loss(step, progress)
-
-        monkeypatch.setattr(task, "loss", stopping)
-        trainer = Trainer(task, options, tmp_path / "parts")
-        with pytest.raises(Stopped):
-            trainer.run()
+        trainer = train_until(make_task(name), options, tmp_path / "parts", stop_at)
         assert trainer.step == stop_at
         assert not load_finished(make_task(name).model, tmp_path / "parts", options)
     trainer = Trainer(make_task(name), options, tmp_path / "parts")
