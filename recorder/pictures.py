@@ -114,13 +114,14 @@ class VideoWriter:
         fps: frames a second; 17.5 is as good as any.
         height: frame height in pixels.
         width: frame width in pixels.
+        crf: H.264's rate factor: six more is half the size.
 
     Raises:
         DataError: the file cannot be written, has another suffix, got no frame, or PyAV has no H.264.
     """
 
-    def __init__(self, path: Path | str, fps: float | Fraction, height: int, width: int) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path | str, fps: float | Fraction, height: int, width: int, crf: str = CRF) -> None:
+        self.path, self._crf = Path(path), crf
         if self.path.suffix.lower() != ".mp4":
             raise DataError("videos are written as MP4", self.path, "give a name that ends in .mp4")
         assert min(fps, height, width) > 0
@@ -140,7 +141,7 @@ class VideoWriter:
                 raise IsADirectoryError(21, "it is a folder")
             self._partial.touch()  # a folder that cannot be written is told now, not after the first frames
             self._container = av.open(str(self._partial), "w", format="mp4", options={"movflags": "faststart"})
-            self._stream = self._container.add_stream("libx264", rate=self._rate, options={"crf": CRF})
+            self._stream = self._container.add_stream("libx264", rate=self._rate, options={"crf": self._crf})
             self._stream.height, self._stream.width = (side + side % 2 for side in self._shape[:2])
             self._stream.pix_fmt = "yuv420p"
         return self
