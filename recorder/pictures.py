@@ -114,7 +114,7 @@ class VideoWriter:
         fps: frames a second; 17.5 is as good as any.
         height: frame height in pixels.
         width: frame width in pixels.
-        crf: H.264's rate factor: six more is half the size.
+        crf: H.264's rate factor; a higher one makes a smaller and coarser file.
 
     Raises:
         DataError: the file cannot be written, has another suffix, got no frame, or PyAV has no H.264.
