@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Json = Annotated[Path | None, tyro.conf.arg(help="write the summary to this file as JSON too")]
 CheckpointName = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CHECKPOINT]")]
-Measure = Literal["drift", "no_action", "collapse", "actions", "agent", "frechet", "return", "outcome"]
+Measure = Literal["drift", "no_action", "collapse", "actions", "agent", "frechet", "return", "outcome", "long"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Evaluate:
     out: Path = Path("evaluation")
     """Folder for report.md, metrics.json, plots, pictures and videos."""
     measures: tuple[Measure, ...] | None = None
-    """Only these, beside the teacher-forced figures; the default is all."""
+    """Only these, beside the teacher-forced figures; the default is all but long, which takes as long as they."""
     windows: int = 256
     """Teacher-forced predictions."""
     rollouts: int = 16
@@ -61,6 +61,10 @@ class Evaluate:
     """Frames of each."""
     judge_steps: int = 1500
     """Training steps of the judge, which reads actions and ammunition off the frames."""
+    long_starts: int = 16
+    """Starts of long plays, under random keys and under the agent, for --measures long."""
+    long_frames: int = 2000
+    """Frames of each."""
     compare: str | None = None
     """Another checkpoint, measured on the same windows: paired differences."""
     raters: str | None = None
@@ -101,7 +105,8 @@ class Evaluate:
 
         return EvaluateOptions(
             self.windows, self.rollouts, self.rollout_frames, self.measures or MEASURES, self.seed, self.lpips_weights,
-            self.i3d, self.agent, self.agent_seeds, self.agent_frames, self.judge_steps,
+            self.i3d, self.agent, self.agent_seeds, self.agent_frames, self.judge_steps, self.long_starts,
+            self.long_frames,
         )  # fmt: skip
 
     def _recording(self, checkpoint: Checkpoint) -> Recording:

@@ -18,7 +18,7 @@ from agents.errors import DataError, OptionError
 from gamengen.checkpoints import Checkpoint
 from gamengen.cli import main
 from gamengen.evaluation.evaluate import evaluate_checkpoint
-from gamengen.evaluation.options import QUICK, EvaluateOptions
+from gamengen.evaluation.options import MEASURES, ON_DEMAND, QUICK, EvaluateOptions
 from gamengen.evaluation.windows import unseen_episodes
 from gamengen.model_card import write_card
 from recorder.recording import Recording
@@ -221,7 +221,8 @@ def test_everything_on_the_real_game(
     """All measures of a tiny checkpoint, and the paired differences to itself, by the command."""
     words = ["evaluate", str(tiny), "--record", "700", "--out", str(tmp_path / "report"), "--device", "cpu"]
     words += ["--windows", "8", "--rollouts", "6", "--rollout-frames", "36", "--judge-steps", "20"]
-    words += ["--agent-seeds", "2", "--agent-frames", "20", "--compare", str(tiny)]
+    words += ["--agent-seeds", "2", "--agent-frames", "20", "--long-starts", "2", "--long-frames", "70"]
+    words += ["--measures", *MEASURES, *ON_DEMAND, "--compare", str(tiny)]
     with pytest.raises(SystemExit) as left:
         main(words)
     assert left.value.code == 0, capsys.readouterr().err
@@ -232,6 +233,7 @@ def test_everything_on_the_real_game(
     assert metrics["no_action"]["starts"] == 4
     assert 1 <= metrics["return"]["there_and_back"]["starts"] <= 8, "some games end on the way"
     assert metrics["agent"]["seeds"] == 2
+    assert {name: row["frames"] for name, row in metrics["long"].items()} == {"random": 70, "cloned": 70}
     assert set(metrics["action_f1"]["real"]) == {"MOVE_LEFT", "MOVE_RIGHT", "ATTACK", "mean"}
     assert set(metrics["not_measured"]) >= {"lpips", "fvd"}
     report = (out / "report.md").read_text()

@@ -74,6 +74,17 @@ def full_metrics() -> dict[str, Any]:
             "false_alarm_rate": 0.035, "starts": 16, "collapsed": 2, "first": [None] * 14 + [77, 101],
             "real_episodes": 24, "detector": "brightness beyond what real play shows",
         },
+        "long": {
+            "random": {
+                "starts": 16, "frames": 2000, "collapsed": 1, "first": [None] * 15 + [1713], "false_alarm_rate": 0.0,
+                "early": [51, 550], "late": [1501, 2000],
+                "looks": {"sharpness": {"early": 14.125, "late": 13.0}, "unusual": {"early": 0.0, "late": 0.125}},
+            },
+            "cloned": {
+                "starts": 16, "frames": 2000, "collapsed": None, "first": None, "false_alarm_rate": None,
+                "early": [51, 550], "late": [1501, 2000], "looks": {"motion": {"early": 3.0, "late": None}},
+            },
+        },
         "action_f1": {
             "real": {"TURN_LEFT": 0.913, "TURN_RIGHT": 0.897, "ATTACK": 0.831, "mean": 0.881},
             "neural": {"TURN_LEFT": 0.853, "TURN_RIGHT": 0.847, "ATTACK": None, "mean": 0.709},

@@ -40,12 +40,13 @@ if TYPE_CHECKING:
 
 CHUNK = 32  # windows measured between two saves
 SIDE_BY_SIDE = 4  # free plays at once
+LONG_SIDE_BY_SIDE = 8
 SHEET_COLUMNS = 6
 SHORTEST = 32  # frames of a free play that have a real one beside, where episodes are short
 RETURNS = 8  # starts
 QUIET_GAMES = 4  # starts of play without a key
 REAL_EPISODES = 24  # at most, to learn what real play looks like
-NEED_LESSONS = {"collapse", "actions", "agent"}  # measures that learn what real play looks like
+NEED_LESSONS = {"collapse", "actions", "agent", "long"}  # measures that learn what real play looks like
 NO_REPLAY = "the game does not show the same frames again under the same seed and actions"
 HOW_TO_I3D = "--i3d FILE takes the I3D TorchScript network and reports FVD"
 
@@ -106,12 +107,12 @@ class _Evaluation:
             "frames": options.windows, "seed": options.seed, "model": self._subject.weights(),
         }  # fmt: skip
         metrics |= self._teacher_forced()
-        if {"actions", "agent"} & set(options.measures):
+        if {"actions", "agent", "long"} & set(options.measures):
             self._judge = self._fit_judge()
         metrics |= self._free_play()
         for name, measure in (
             ("outcome", self._outcome), ("no_action", self._no_action), ("return", self._return),
-            ("agent", self._agent),
+            ("agent", self._agent), ("long", self._long),
         ):  # fmt: skip
             metrics[name] = self._guarded(name, measure) if name in options.measures else None
         metrics["not_measured"] = self._not_measured
@@ -297,6 +298,41 @@ class _Evaluation:
             return {"json": np.array(json.dumps(found))}
 
         return json.loads(str(self._parts.take("agent", measure)["json"]))
+
+    def _long(self) -> dict[str, Any]:
+        from gamengen.evaluation.agent_play import CLONED, make_player
+        from gamengen.evaluation.long_play import measure_long_play, summarise_long_play
+
+        assert self._judge is not None
+        judge, header, options = self._judge, self._recording.header, self._options
+        starts = spread_windows(self._episodes, options.long_starts, self._subject.context, 1)
+        real = [self._real_play(infos, label) for infos, label in (
+            (self._lessons, "lessons"), (self._episodes, "episodes")
+        )]  # fmt: skip
+        names = list(dict.fromkeys(["random", options.agent or CLONED]))
+        total, found = len(names) * len(starts) * options.long_frames, {}
+        with progress("long play", total, "frames") as show:
+            for number, name in enumerate(names):
+                parts = []
+                for first in range(0, len(starts), LONG_SIDE_BY_SIDE):
+                    group = starts[first : first + LONG_SIDE_BY_SIDE]
+                    done = (number * len(starts) + first) * options.long_frames
+
+                    def measure(
+                        name: str = name, group: list[Start] = group, first: int = first, done: int = done
+                    ) -> Values:
+                        players = [make_player(name, judge, header) for _ in group]
+                        return measure_long_play(
+                            self._subject, group, players, options.long_frames, options.seed + first, self._rare,
+                            lambda frames: show(done + frames, ""),
+                        )  # fmt: skip
+
+                    parts.append(self._parts.take(f"long_{number}_{first:05}", measure))
+                    show(done + len(group) * options.long_frames, "")
+                self._long_plays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+                collapse = self._guarded("long_collapse", lambda: summarise_collapse(self._long_plays, *real))
+                found[Path(name).stem] = summarise_long_play(self._long_plays, collapse)
+        return found
 
     # --- outcomes
 

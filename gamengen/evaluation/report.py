@@ -43,6 +43,7 @@ figures on the same device."""
 REASONS = {
     "lpips": HOW_TO,
     "regions": "where the HUD and the weapon are is known for Doom's pictures only",
+    "long": "it takes as long as all the rest, so only `--measures` with `long` among them asks for it",
     "raters": "it takes people: `gamengen evaluate --raters`",
 }
 LEFT_OUT = "it was left out of this run"

@@ -215,6 +215,33 @@ def _collapse(metrics: Metrics) -> list[Lines]:
     return [[text]]
 
 
+def _long(metrics: Metrics) -> list[Lines]:
+    parts: list[Lines] = []
+    for player, row in metrics["long"].items():
+        spans = {name: "frames {}-{}".format(*row[name]) for name in ("early", "late")}
+        first = ", ".join(map(str, sorted(frame for frame in row["first"] or [] if frame is not None)))
+        fate = f", of which {row['collapsed']} collapse" if row["collapsed"] is not None else ""
+        text = (
+            f"Under {'random keys' if player == 'random' else f'the agent *{player}*, which sees its frames'}: "
+            f"{row['starts']} plays of {row['frames']} frames{fate}{f', at frames {first}' if first else ''}."
+        )
+        rows = []
+        for look, values in row["looks"].items():
+            early, late = values["early"], values["late"]
+            change = None if not early or late is None else 100 * (late / early - 1)
+            told = MISSING if change is None else f"{change:+.1f} %"
+            rows.append([look, number(early, 3), number(late, 3), told])
+        parts += [[text], table(["look, mean", *spans.values(), "change"], rows)]
+    return [
+        [
+            "Long plays go on where the real game would long be over; nothing but the picture itself tells how they "
+            "look. Brightness, contrast and colourfulness are shares of full scale, sharpness and motion grey levels, "
+            "*unusual* the share of the picture that is seldom seen where it stands."
+        ],
+        *parts,
+    ]
+
+
 def _actions(metrics: Metrics) -> list[Lines]:
     parts: list[Lines] = []
     found, shift = metrics.get("action_f1"), metrics.get("action_shift")
@@ -320,6 +347,7 @@ SECTIONS = (
     Section("Free play", ("drift",), _drift, (plots.DRIFT, plots.SHARPNESS)),
     Section("Free play without a key", ("no_action",), _no_action),
     Section("Collapse", ("collapse",), _collapse),
+    Section("Long play", ("long",), _long),
     Section("Actions", ("actions", "action_f1", "action_shift"), _actions, (plots.ACTION_F1, plots.ACTION_SHIFT)),
     Section("An agent in the loop", ("agent",), _agent),
     Section("Fréchet distance of clips", ("frechet",), _frechet),

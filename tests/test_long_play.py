@@ -1,0 +1,96 @@
+"""Long play: who plays what, what is told of early and of late frames, and that a collapse is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from gamengen.checkpoints import Checkpoint
+from gamengen.devices import choose_device
+from gamengen.evaluation.collapse import frame_statistics
+from gamengen.evaluation.drift import summarise_collapse
+from gamengen.evaluation.long_play import LOOKS, measure_long_play, summarise_long_play
+from gamengen.evaluation.rare_parts import RareBlocks
+from gamengen.evaluation.similarity import sharpness
+from gamengen.evaluation.subject import Subject
+from gamengen.evaluation.windows import spread_windows
+from recorder.recording import Recording
+
+COUNT = 37
+
+
+class Player:
+    """Holds the first key in odd frames, and remembers what it saw."""
+
+    name, sensors = "player", frozenset[str]()
+
+    def __init__(self) -> None:
+        self.seen: list[np.ndarray] = []
+
+    def reset(self, seed: int) -> None:
+        self.seed = seed
+
+    def act(self, frame: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+        self.seen.append(frame)
+        return np.array([len(self.seen) % 2, 0], np.float32)
+
+
+class Recorded(Subject):
+    """Keeps the frames that it makes."""
+
+    def play(self, *given: Any) -> Iterator[np.ndarray]:
+        self.made = []
+        for frames in super().play(*given):
+            self.made.append(frames)
+            yield frames
+
+
+def test_players_see_the_neural_game_and_every_frame_is_measured(
+    made_up: Callable[..., Checkpoint], make_recording: Callable[..., Recording], tmp_path: Path
+) -> None:
+    checkpoint = made_up()
+    episodes = make_recording(tmp_path / "data", (30, 20), height=48, width=80).episodes()
+    subject, rare = Recorded(checkpoint, choose_device("cpu")), RareBlocks.learn(episodes)
+    starts = spread_windows(episodes, 3, subject.context, 1)
+    players, told = [Player() for _ in starts], []
+    values = measure_long_play(subject, starts, cast(Any, players), COUNT, 5, rare, told.append)
+    assert [player.seed for player in players] == [5, 6, 7]
+    assert told[-1] == 3 * COUNT and told == sorted(told)
+    made = np.stack(subject.made, axis=1)
+    for number, player in enumerate(players):
+        assert len(player.seen) == subject.context + COUNT - 1
+        assert np.array_equal(np.stack(player.seen[subject.context :]), made[number, :-1])
+        whole = np.concatenate([player.seen[subject.context - 1][None], made[number]])
+        np.testing.assert_allclose(values["statistics"][number], frame_statistics(whole)[1:], atol=1e-5)
+        np.testing.assert_allclose(values["sharpness"][number], sharpness(made[number]), rtol=1e-5)
+        np.testing.assert_allclose(values["unusual"][number], rare.shares(made[number]), atol=1e-6)
+    assert all(values[name].shape == (3, COUNT) for name in (*LOOKS, "moving"))
+    change = np.abs(np.diff(made.astype(np.float32).mean(axis=-1), axis=1)).mean(axis=(2, 3))
+    np.testing.assert_allclose(values["motion"][:, 1:], change, rtol=1e-3, atol=1e-3)
+
+
+def test_early_and_late_are_told_apart_and_a_collapse_is_found() -> None:
+    rng = np.random.default_rng(0)
+
+    def real(count: int) -> np.ndarray:
+        return rng.normal(0, 0.1, (count, 34))
+
+    lessons = [real(200) for _ in range(8)], [np.ones(200, bool)] * 8
+    statistics = np.stack([real(1200), real(1200)])
+    statistics[1, 900:, :6] -= 3  # it blurs
+    values = {"statistics": statistics, "moving": np.ones((2, 1200), bool)}
+    values |= {look: np.stack([np.arange(1200.0), np.zeros(1200)]) for look in LOOKS}
+    row = summarise_long_play(values, summarise_collapse(values, lessons, lessons))
+    assert (row["starts"], row["frames"], row["collapsed"]) == (2, 1200, 1)
+    assert row["first"][0] is None and 870 < row["first"][1] <= 910
+    assert (row["early"], row["late"]) == ([51, 550], [701, 1200])
+    assert row["looks"]["sharpness"] == {
+        "early": np.arange(50, 550).mean() / 2,
+        "late": np.arange(700, 1200).mean() / 2,
+    }
+    short = summarise_long_play({name: part[:, :69] for name, part in values.items()}, None)
+    assert short["collapsed"] is None, "nothing is known of it"
+    assert short["early"][0] <= short["early"][1] < short["late"][0] <= short["late"][1] == 69
