@@ -159,7 +159,7 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     _check_game(options)
     work = _Work(options)
     # What was planned stays: with other workers or other shipped weights a finished stage would be trained on.
-    planned = work.remember("plan", asdict(make_plan(options, device.type, init is not None)))
+    planned = work.remember("plan", asdict(make_plan(options, device.type, init)))
     try:
         plan = Plan(**planned)
     except TypeError as error:
@@ -209,8 +209,12 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     }
 
 
-def make_plan(options: CreateOptions, device: str, warm: bool) -> Plan:
-    """Split the budget; ``warm`` starts from trained weights, which need a smaller share for the autoencoder."""
+def make_plan(options: CreateOptions, device: str, init: Checkpoint | None) -> Plan:
+    """Split the budget of a training on ``device``, ``cpu`` or ``cuda``.
+
+    Trained weights need a smaller share for the autoencoder. And where ``init`` is of the same game and its decoder
+    sees its latents alone, as had better be where one walks, this one does too.
+    """
     total, recorded_per_second = 60 * options.minutes, RECORDED_PER_SECOND * options.workers
     most = min(MOST_FRAMES[device], RECORDING_SHARE * total * recorded_per_second)
     frames = int(max(LEAST_FRAMES, min(most, FRAMES_PER_MINUTE[device] * options.minutes)))
@@ -221,7 +225,10 @@ def make_plan(options: CreateOptions, device: str, warm: bool) -> Plan:
     if options.flow_minutes > 0:
         encode *= 3  # flows are measured between frames, and moved frames encoded too
     training = max(total - record - encode - evaluate - 60 * options.flow_minutes, 0.3 * total) / 60
-    shares = (0.2, 0.52, 0.1, 0.15, 0.03) if warm else (0.27, 0.45, 0.1, 0.15, 0.03)
+    shares = [0.2, 0.52, 0.1, 0.15, 0.03] if init is not None else [0.27, 0.45, 0.1, 0.15, 0.03]
+    alone = init is not None and init.config.spec == options.spec and init.autoencoder.compensation is None
+    if alone and options.flow_minutes == 0:
+        shares[1], shares[3] = shares[1] + shares[3], 0.0
     return Plan(
         frames,
         record,

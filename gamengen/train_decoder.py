@@ -37,7 +37,7 @@ STEPS = (1, 2, 4)
 ALONE = 4  # one frame in so many is decoded from its true latent alone, as the autoencoder does
 MOVED_WEIGHT = 0.5  # of the moved last frame in the loss, beside the mixed one
 CRITIC_START = 0.1  # share of the budget in which the critic alone learns
-CRITIC_SHARE = 0.5  # of the reconstruction's gradient
+CRITIC_SHARE = 0.8  # of the reconstruction's gradient
 CAMERA_PAIRS = 640  # of frames, from which the camera is learned
 HELD_OUT_WINDOWS, HELD_OUT_PLAYS, PLAYED_FRAMES = 48, 8, 32
 
@@ -51,7 +51,7 @@ class PlayKind:
 
 
 # In turn over the batch: real last frames are frequent, long plays teach to stay stable, own ones are what is played.
-KINDS = (PlayKind(3, False), PlayKind(32, True), PlayKind(64, False), PlayKind(128, True))
+KINDS = (PlayKind(3, False), PlayKind(32, True), PlayKind(64, False), PlayKind(32, True))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from safetensors import safe_open
 import gamengen.checkpoints
 from agents.errors import CheckpointError, DataError, GamengenError, OptionError, SpecError
 from engine.game import NeuralGame
-from gamengen.checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
+from gamengen.autoencoder import Autoencoder
+from gamengen.checkpoints import DEFAULT_CHECKPOINT, Checkpoint, load_checkpoint
 from gamengen.cli import main
-from gamengen.create import CreateOptions, create_game, make_plan
+from gamengen.create import CreateOptions, Plan, create_game, make_plan
 from gamengen.evaluation.results import summarise
 from gamengen.latents import weights_hash
 from gamengen.single_stages import distill, train_autoencoder, train_decoder, train_denoiser, train_outcome
@@ -329,11 +331,29 @@ def test_options_out_of_range(changes: dict[str, Any], flag: str) -> None:
     assert caught.value.where == flag
 
 
+def test_a_decoder_stays_alone_where_that_of_the_same_game_is(made_up: Callable[..., Checkpoint]) -> None:
+    """Its minutes go to the denoiser, unless a network moves the last frame or the user wants it otherwise."""
+    game = made_up()
+    alone = Autoencoder(replace(game.autoencoder.config, compensation=0))
+    alone_too = replace(game, autoencoder=alone)
+
+    def plan(init: Checkpoint, **changes: Any) -> Plan:
+        return make_plan(options(Path("out"), minutes=60.0, spec=init.config.spec, **changes), "cpu", init)
+
+    usual, same = plan(game), plan(alone_too)
+    assert usual.decoder_minutes > 0 == same.decoder_minutes
+    assert same.denoiser_minutes == pytest.approx(usual.denoiser_minutes + usual.decoder_minutes)
+    assert plan(alone_too, decoder_minutes=3.0).decoder_minutes == 3
+    assert plan(alone_too, flow_minutes=5.0).decoder_minutes > 0
+    other = replace(alone_too, config=replace(alone_too.config, spec="doom/basic"))
+    assert make_plan(options(Path("out"), minutes=60.0, spec=game.config.spec), "cpu", other) == usual
+
+
 @pytest.mark.parametrize("minutes", [1.0, 6.0, 60.0, 600.0])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("warm", [True, False])
-def test_a_plan_spends_the_budget(minutes: float, device: str, warm: bool) -> None:
-    plan = make_plan(options(Path("out"), data=None, minutes=minutes), device, warm)
+def test_a_plan_spends_the_budget(minutes: float, device: str, warm: bool, made_up: Callable[..., Checkpoint]) -> None:
+    plan = make_plan(options(Path("out"), data=None, minutes=minutes), device, made_up() if warm else None)
     training = plan.autoencoder_minutes + plan.denoiser_minutes + plan.distill_minutes + plan.decoder_minutes
     training += plan.outcome_minutes
     total = training + (plan.record_seconds + plan.encode_seconds + plan.evaluate_seconds) / 60
@@ -345,6 +365,6 @@ def test_a_plan_spends_the_budget(minutes: float, device: str, warm: bool) -> No
 
 
 def test_what_is_given_is_kept() -> None:
-    plan = make_plan(options(Path("out"), frames=500, autoencoder_minutes=1.5, denoiser_minutes=2.5), "cpu", False)
+    plan = make_plan(options(Path("out"), frames=500, autoencoder_minutes=1.5, denoiser_minutes=2.5), "cpu", None)
     assert (plan.frames, plan.autoencoder_minutes, plan.denoiser_minutes) == (500, 1.5, 2.5)
     assert plan.record_seconds == 0, "there is a recording"

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from agents.agent import Agent
-from gamengen.evaluation.collapse import frame_statistics
+from gamengen.evaluation.collapse import STATISTICS, frame_statistics
 from gamengen.evaluation.drift import moves_view
 from gamengen.evaluation.intervals import rounded
 from gamengen.evaluation.rare_parts import RareBlocks
-from gamengen.evaluation.similarity import sharpness
 from gamengen.evaluation.subject import Subject
 from gamengen.evaluation.windows import Start
 from recorder.episodes import read_episode
@@ -23,7 +22,7 @@ from recorder.episodes import read_episode
 CHUNK = 16  # frames measured at once
 SETTLE_FRAMES = 50  # at the start, which what is early leaves out
 COMPARED_FRAMES = 500  # early and late, where the play is long enough
-LOOKS = ("sharpness", "unusual", "brightness", "contrast", "colourfulness", "motion")
+RARE_EVERY = 8  # frames: it takes longer than all else
 
 Values = dict[str, np.ndarray]
 
@@ -49,8 +48,8 @@ def measure_long_play(
         show: called with the number of frames made so far.
 
     Returns:
-        ``statistics`` (S, count, 34) and ``moving`` (S, count) for the collapse detector, and by the names of ``LOOKS``
-        (S, count).
+        ``statistics`` (S, count, 34) of :func:`gamengen.evaluation.collapse.frame_statistics`, ``moving`` (S, count),
+        whether the view was moved, and ``unusual`` (S, count), of every eighth frame, else NaN.
     """
     context = subject.context
     info: dict[str, Any] = {"variables": {}}
@@ -67,14 +66,16 @@ def measure_long_play(
             player.act(frame, info)
     frames = np.stack([episode.frames for episode in episodes])
     before = np.stack([episode.actions[:-1] for episode in episodes])
-    parts: list[Values] = []
+    statistics: list[np.ndarray] = []
+    unusual = np.full((len(starts), count), np.nan)
     for chunk in _chunks(frames[:, -1], subject.play(frames, before, choose, count, seed)):
-        looks = [_looks(play, rare) for play in chunk]
-        parts.append({name: np.stack([look[name] for look in looks]) for name in looks[0]})
-        show(sum(part["sharpness"].size for part in parts))
-    values = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
-    actions = np.stack(held, axis=1)
-    return values | {"moving": np.stack([moves_view(subject.config.action_set, play) for play in actions])}
+        done = sum(part.shape[1] for part in statistics)
+        for number in range(RARE_EVERY - 1 - done % RARE_EVERY, chunk.shape[1] - 1, RARE_EVERY):
+            unusual[:, done + number] = rare.shares(chunk[:, 1 + number])
+        statistics.append(np.stack([frame_statistics(play)[1:] for play in chunk]))
+        show(len(starts) * (done + chunk.shape[1] - 1))
+    moving = [moves_view(subject.config.action_set, play) for play in np.stack(held, axis=1)]
+    return {"statistics": np.concatenate(statistics, axis=1), "moving": np.stack(moving), "unusual": unusual}
 
 
 def summarise_long_play(values: Values, collapse: dict[str, Any] | None) -> dict[str, Any]:
@@ -84,18 +85,19 @@ def summarise_long_play(values: Values, collapse: dict[str, Any] | None) -> dict
         values: of all plays.
         collapse: what :func:`gamengen.evaluation.drift.summarise_collapse` finds of them; None where it cannot tell.
     """
-    count = values["sharpness"].shape[1]
+    starts, count = values["unusual"].shape
+    looks = _looks(values)
     settle = min(SETTLE_FRAMES, count // 4)
     compared = min(COMPARED_FRAMES, (count - settle) // 2)
     spans = {"early": slice(settle, settle + compared), "late": slice(count - compared, count)}
     return {
-        "starts": len(values["sharpness"]),
+        "starts": starts,
         "frames": count,
         **{name: collapse and collapse[name] for name in ("collapsed", "first", "false_alarm_rate")},
         **{name: [span.start + 1, span.stop] for name, span in spans.items()},
         "looks": {
-            look: {name: rounded(float(values[look][:, span].mean()), 4) for name, span in spans.items()}
-            for look in LOOKS
+            look: {name: rounded(float(np.nanmean(curve[:, span])), 4) for name, span in spans.items()}
+            for look, curve in looks.items()
         },
     }
 
@@ -112,16 +114,19 @@ def _chunks(first: np.ndarray, playing: Iterator[np.ndarray]) -> Iterator[np.nda
         yield np.stack(kept, axis=1)
 
 
-def _looks(frames: np.ndarray, rare: RareBlocks) -> Values:
-    """Of all frames (1 + n, H, W, 3) but the first, (n,): brightness and contrast over 255, motion in grey levels."""
-    statistics = frame_statistics(frames)[1:]
-    grey = frames[1:].mean(axis=3)
+def _looks(values: Values) -> Values:
+    """What is told of each frame (S, count): brightness and contrast over 255, sharpness and motion in grey levels."""
+    columns = {name: values["statistics"][..., number] for number, name in enumerate(STATISTICS)}
+
+    def mean(kind: str) -> np.ndarray:
+        return np.mean([column for name, column in columns.items() if name.startswith(kind)], axis=0)
+
+    sharp = [np.exp(column) - 0.5 for name, column in columns.items() if name.startswith("sharpness_fine")]
     return {
-        "statistics": statistics,
-        "sharpness": sharpness(frames[1:]),
-        "unusual": rare.shares(frames[1:]),
-        "brightness": grey.mean(axis=(1, 2)) / 255,
-        "contrast": grey.std(axis=(1, 2)) / 255,
-        "colourfulness": statistics[:, -2],
-        "motion": np.exp(statistics[:, -1]) - 0.1,
+        "sharpness": np.mean(sharp, axis=0),
+        "unusual": values["unusual"],
+        "brightness": mean("brightness"),
+        "contrast": mean("contrast"),
+        "colourfulness": columns["colourfulness"],
+        "motion": np.exp(columns["motion"]) - 0.1,
     }
