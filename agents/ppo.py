@@ -89,8 +89,12 @@ class PPOOptions:
                 raise OptionError(f"must be more than 0, got {getattr(self, name)}", flag, "give a positive number")
         if self.minutes is not None and not self.minutes > 0:
             raise OptionError(f"must be more than 0, got {self.minutes}", "--minutes", "give a positive number")
-        if self.seed < 0:
-            raise OptionError(f"must not be negative, got {self.seed}", "--seed", "give 0 or more")
+        if not 0 <= self.seed < 2**32:
+            raise OptionError(f"must be from 0 to {2**32 - 1}, got {self.seed}", "--seed", "give 0 or more")
+        if not self.learning_rate <= 1:
+            raise OptionError(f"must be at most 1, got {self.learning_rate}", "--learning-rate", "use 1e-4")
+        if not 0 <= self.entropy < float("inf"):
+            raise OptionError(f"must be 0 or more, got {self.entropy}", "--entropy", "use 0.1")
         if self.n_steps * self.environments < 2 or self.batch_size < 2:
             raise OptionError("PPO needs at least two samples a batch", "--n-steps, --batch-size", "give larger ones")
         if self.device not in ("auto", "cpu", "cuda"):

@@ -91,6 +91,8 @@ class Bench:
             self.checkpoint, self.steps, self.frames, self.device, self.dtype, self.mode, self.batch, self.threads
         )
         if self.latency is not None:
+            if self.batch != (1,):
+                raise OptionError("one window shows one game", "--latency, --batch", "leave --batch out")
             from engine.latency import measure_latency
 
             game = self._game(options)

@@ -44,6 +44,8 @@ SHIPPED = Path(__file__).parent / "weights"
 DEFAULT_CHECKPOINT = "defend_the_center"
 SCALE = ".scale"
 BYTES_FROM = 4096  # elements of a weight that is stored in bytes; smaller ones take little room
+TENSORS = ("autoencoder", "denoiser", "outcome", "flow", "spawns")
+OWN_FILES = {"config.json", "metrics.json", "README.md", *(f"{name}.safetensors" for name in TENSORS)}
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,8 @@ def _check_config(config: CheckpointConfig) -> None:
         raise ValueError("frame_skip and fps must be positive")
     if config.action_set.size != config.denoiser.actions:
         raise ValueError("the action set does not fit the denoiser")
+    if Path(config.name).name != config.name or config.name == "..":
+        raise ValueError("the name is a path")
     if config.autoencoder.channels != config.denoiser.channels:
         raise ValueError("the autoencoder does not fit the denoiser")
     outcome, sizes = config.outcome, (config.height // FACTOR, config.width // FACTOR)
@@ -368,8 +372,16 @@ def check_writable(folder: Path) -> None:
     """
     if folder.name in ("", ".."):
         raise CheckpointError("the folder needs a name of its own", folder, "give --out a new folder's name")
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())):
-        raise CheckpointError("the folder exists and is not a checkpoint", folder, "choose another --out")
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError("it exists and is not a checkpoint", folder, "choose another --out")
+    if folder.is_dir() and any(folder.iterdir()):  # it will be replaced as a whole
+        config = folder / "config.json"
+        if not config.is_file() or not {"spec", "preset", "denoiser"} <= set(_read_json(config)):
+            raise CheckpointError("the folder exists and is not a checkpoint", folder, "choose another --out")
+        foreign = sorted(path.name for path in folder.iterdir() if path.is_dir() or path.name not in OWN_FILES)
+        if foreign:
+            what = f"the folder also holds {foreign[0]}, which would be lost"
+            raise CheckpointError(what, folder, "move it away, or choose another --out")
     parent = next(path for path in folder.absolute().parents if path.exists())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

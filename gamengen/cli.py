@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from agents.errors import GamengenError
+from agents.errors import GamengenError, OptionError
 
 # Command words -> (class in gamengen.commands, what it does)
 COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
@@ -74,27 +74,48 @@ def overview(group: str | None = None) -> str:
 
 
 def _run(command: tuple[str, ...], words: list[str]) -> int:
-    import tyro
-
-    from gamengen import commands
-
     signal.signal(signal.SIGTERM, _terminate)  # so that engines are closed on the way out
-    chosen: Any = getattr(commands, COMMANDS[command][0])
     try:
+        import tyro
+
+        from gamengen import commands
+
+        chosen: Any = getattr(commands, COMMANDS[command][0])
         options = tyro.cli(chosen, args=words, prog=f"gamengen {' '.join(command)}")
+        for written in (options.json, getattr(options, "markdown", None)):
+            if written is not None:
+                _check_output(written)
         summary = options.run()
         if summary is not None and os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
             _print_summary(" ".join(command), summary)
             if options.json is not None:
                 write_summary(options.json, summary)
+            sys.stdout.flush()
     except GamengenError as error:
         _fail(str(error))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return INTERRUPTED
+    except MemoryError as error:
+        _fail(f"there is not enough memory ({error}) ; {' '.join((*command, *words))} ; give smaller numbers")
+    except BrokenPipeError:  # who reads has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         _fail(f"{error.strerror or error} ; {error.filename or 'the system'} ; check the path and the free space")
     return 0
+
+
+def _check_output(path: Path) -> None:
+    """See that a summary may be written to ``path``, before anything slow."""
+    if path.is_dir() or not path.name:
+        raise OptionError("a file is written there, and this is a folder", path, "give the name of a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a"):
+        pass
+    if new:
+        path.unlink()
 
 
 def _terminate(signum: int, frame: Any) -> None:
@@ -109,12 +130,13 @@ def _fail(message: str) -> NoReturn:
 def _print_summary(title: str, summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=title, show_header=False, title_justify="left")
     for name, value in summary.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             continue  # rows of measurements have a table of their own
-        table.add_row(name.replace("_", " "), _plain(value))
+        table.add_row(name.replace("_", " "), Text(_plain(value)))
     Console().print(table)
 
 

@@ -270,6 +270,8 @@ class _Work:
             ) from error
         self.stages: dict[str, float] = state.get("stages", {})
         self._remembered: dict[str, Any] = state.get("remembered", {})
+        if not isinstance(self.stages, dict) or not isinstance(self._remembered, dict):
+            raise CheckpointError("it is damaged", self._path, "give another --work")
 
     def timed(self, name: str, stage: Any) -> Any:
         """Run a stage and add its time to what it took before."""
@@ -318,7 +320,7 @@ def _announce(options: CreateOptions, plan: Plan, work: Path, device: torch.devi
 
     begin = f"from {init.config.name}" if init is not None else "from scratch"
     Console(stderr=True).print(
-        f"making [bold]{options.spec}[/bold] ({options.preset}, {begin}) on {describe_device(device)}\n"
+        f"making {options.spec} ({options.preset}, {begin}) on {describe_device(device)}\n"
         f"plan: {plan.frames:,} frames recorded in {plan.record_seconds:.0f} s, autoencoder "
         f"{plan.autoencoder_minutes:.1f} min, encoding {plan.encode_seconds:.0f} s, "
         + (f"flow {plan.flow_minutes:.1f} min, " if plan.flow_minutes else "")
@@ -328,6 +330,7 @@ def _announce(options: CreateOptions, plan: Plan, work: Path, device: torch.devi
         f"evaluation {plan.evaluate_seconds:.0f} s\n"
         f"work folder {work}: run the same command again to go on after a stop",
         highlight=False,
+        markup=False,
     )
 
 

@@ -85,6 +85,10 @@ class Evaluate:
         if (self.data is None) == (self.record is None):
             raise OptionError("give either a recording or frames to record", "--data, --record", "--record 12000")
         options = self._options()
+        if self.agent is not None:
+            from gamengen.evaluation.agent_play import check_player
+
+            check_player(self.agent)  # before anything slow
         if self.raters is not None:
             from engine.raters import check_raters
 
@@ -103,8 +107,9 @@ class Evaluate:
     def _options(self) -> EvaluateOptions:
         from gamengen.evaluation.options import MEASURES, EvaluateOptions
 
+        measures = MEASURES if self.measures is None else self.measures
         return EvaluateOptions(
-            self.windows, self.rollouts, self.rollout_frames, self.measures or MEASURES, self.seed, self.lpips_weights,
+            self.windows, self.rollouts, self.rollout_frames, measures, self.seed, self.lpips_weights,
             self.i3d, self.agent, self.agent_seeds, self.agent_frames, self.judge_steps, self.long_starts,
             self.long_frames,
         )  # fmt: skip

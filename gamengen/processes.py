@@ -22,7 +22,8 @@ LONGEST_WAIT = timedelta(days=1)
 
 def started_by_torchrun() -> bool:
     """Whether this is one of several processes that torchrun started."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    size = os.environ.get("WORLD_SIZE", "1")
+    return size.isdigit() and int(size) > 1 and "MASTER_ADDR" in os.environ
 
 
 def join(device: torch.device) -> torch.device:

@@ -142,7 +142,9 @@ class Trainer:
                 self._update_average()
                 losses.append(processes.average(float(loss.detach()), self.device))
                 if not math.isfinite(losses[-1]):
-                    raise DataError("training diverged (the loss is not finite)", self.folder, "lower --muon-lr")
+                    raise DataError(
+                        "training diverged (the loss is not finite)", self.folder, "lower --muon-lr and --adam-lr"
+                    )
                 self.step += 1
                 now = time.monotonic()
                 self.seconds = processes.average(self.seconds + now - began, self.device)
@@ -285,8 +287,8 @@ def load_finished(model: nn.Module, folder: Path, options: TrainOptions | None) 
                 return False
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
-        what = f"the trained weights are damaged or of other sizes ({' '.join(str(error).split())[:80]})"
-        raise CheckpointError(what, path, "delete the file to go on from the training state") from error
+        what = f"the trained weights are of another --preset or damaged ({' '.join(str(error).split())[:80]})"
+        raise CheckpointError(what, path, "give the --preset that they were made with, or another folder") from error
     return True
 
 

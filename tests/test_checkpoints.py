@@ -325,6 +325,9 @@ def test_names_of_shipped_checkpoints(folder: Path, monkeypatch: pytest.MonkeyPa
     [
         (lambda place: (place.mkdir(), (place / "thesis.txt").touch()), "exists and is not a checkpoint"),
         (lambda place: place.write_text("a file"), "exists and is not a checkpoint"),
+        (lambda place: (place.mkdir(), (place / "config.json").write_text("{}")), "exists and is not a checkpoint"),
+        (lambda place: (_fake(place), (place / "notes.txt").touch()), "also holds notes.txt, which would be lost"),
+        (lambda place: (_fake(place), (place / "spawns.safetensors").mkdir()), "also holds spawns.safetensors"),
         (lambda place: place.parent.rmdir() or place.parent.write_text("a file"), "cannot write here"),
     ],
 )
@@ -347,6 +350,12 @@ def test_a_checkpoint_needs_a_name(name: str, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="needs a name of its own"):
         check_writable(Path(name))
+
+
+def _fake(place: Path) -> None:
+    """What looks like a checkpoint."""
+    place.mkdir()
+    (place / "config.json").write_text('{"spec": "doom/basic", "preset": "tiny", "denoiser": {}}')
 
 
 def test_folders_that_can_be_taken(folder: Path, tmp_path: Path) -> None:

@@ -237,6 +237,15 @@ WRONG: list[tuple[tuple[str, ...], str | None]] = [
     (("agent", "evaluate", "doom/nonsense", "--agent", "random"), "nonsense"),
     (("agent", "train", "doom/nonsense", "--out", "agent.safetensors"), "nonsense"),
     (("info", "--json", "file/x.json"), ""),
+    (("info", "--json", "full"), "full"),
+    (("evaluate", "{tiny}", "--record", "100", "--agent", "nobody"), "nobody"),
+    (("evaluate", "{tiny}", "--record", "100", "--measures"), "--measures"),
+    (("evaluate", "{tiny}", "--record", "100", "--long-frames", "0"), "--long-frames"),
+    (("bench", "{tiny}", "--latency", "1", "--batch", "2"), "--latency, --batch"),
+    (("bench", "{tiny}", "--markdown", "file/x.md"), ""),
+    (("agent", "train", "doom/basic", "--out", "a.safetensors", "--entropy", "nan"), "--entropy"),
+    (("agent", "train", "doom/basic", "--out", "a.safetensors", "--learning-rate", "inf"), "--learning-rate"),
+    (("agent", "train", "doom/basic", "--out", "a.safetensors", "--seed", "4294967296"), "--seed"),
 ]
 
 
@@ -324,6 +333,17 @@ def test_a_full_disk_and_ctrl_c(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     assert run("info")[0] == 130
 
 
+def test_too_little_memory_and_names_with_brackets(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Any) -> None:
+        raise MemoryError("of 9 TB")
+
+    monkeypatch.setattr(commands.Info, "run", fail)
+    assert run("info") == (1, "", "error: there is not enough memory (of 9 TB) ; info ; give smaller numbers\n")
+    monkeypatch.setattr(commands.Info, "run", lambda self: {"video": "v[/b].mp4", "folder": "run[old]"})
+    code, out, _ = run("info")
+    assert code == 0 and "v[/b].mp4" in out and "run[old]" in out
+
+
 # --- what they do ---
 
 
@@ -383,9 +403,9 @@ def test_evaluate(run: Run, tiny: Path, basic_recording: Path, tmp_path: Path) -
 
 def test_every_measure_can_be_named() -> None:
     from gamengen.evaluate_commands import Measure
-    from gamengen.evaluation.options import MEASURES
+    from gamengen.evaluation.options import MEASURES, ON_DEMAND
 
-    assert set(get_args(Measure)) == set(MEASURES)
+    assert set(get_args(Measure)) == {*MEASURES, *ON_DEMAND}
 
 
 def test_info(run: Run, tmp_path: Path) -> None:

@@ -309,8 +309,13 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     (tmp_path / "parts" / "one.npz").write_bytes(b"half")
     assert Parts(tmp_path / "parts", {"seed": 0}).take("one", measure)["a"].tolist() == [0, 1, 2]
     assert len(calls) == 2, "a damaged part is measured again"
+    (tmp_path / "parts" / "notes.txt").touch()
+    (tmp_path / "parts" / "one.npz").write_bytes(b"")
+    assert Parts(tmp_path / "parts", {"seed": 0}).take("one", measure)["a"].tolist() == [0, 1, 2]
+    assert len(calls) == 3, "and an empty one"
     assert Parts(tmp_path / "parts", {"seed": 1}).take("one", measure)["a"].tolist() == [0, 1, 2]
-    assert len(calls) == 3, "of other options"
+    assert len(calls) == 4, "of other options"
+    assert (tmp_path / "parts" / "notes.txt").is_file(), "what is not ours stays"
     assert Parts(None, {}).take("one", lambda: None) == {}
 
 

@@ -83,16 +83,21 @@ class ClonedAgent:
         return np.concatenate([held, chances[buttons:]]).astype(np.float32)
 
 
+def check_player(agent: str) -> None:
+    """Raise OptionError unless there is such an agent."""
+    if agent not in (CLONED, "random", "scripted") and not Path(agent).is_file():
+        raise OptionError("unknown agent", agent, f"use {CLONED}, random, or the file of a trained agent")
+
+
 def make_player(agent: str, judge: Judge, header: RecordingHeader) -> Agent:
     """The agent called ``cloned`` or ``random``, or the one stored in a file, to play both games.
 
     Raises:
         OptionError: there is none, it has other actions, or it needs more than frames.
     """
+    check_player(agent)
     if agent == CLONED:
         return ClonedAgent(judge)
-    if agent not in ("random", "scripted") and not Path(agent).is_file():
-        raise OptionError("unknown agent", agent, f"use {CLONED}, random, or the file of a trained agent")
     player = make_agent(agent, header.action_set, header.frame_skip)
     if player.sensors and header.spec.startswith("doom/"):
         what = f"this agent also needs {' and '.join(sorted(player.sensors))}, which the neural game does not give"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,8 +35,9 @@ class Parts:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if _read_key(path) != text:
-                for old in folder.iterdir():
-                    old.unlink()
+                for old in folder.iterdir():  # nothing but our own
+                    if old.suffix in (".npz", ".partial", ".safetensors"):
+                        old.unlink()
                 write_json(path, text)
         except OSError as error:
             raise DataError(f"cannot write the report ({error.strerror})", folder, "choose another --out") from error
@@ -47,7 +49,7 @@ class Parts:
             try:
                 with np.load(path, allow_pickle=False) as file:
                     return dict(file)
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile):
                 path.unlink()
         values = measure() or {}
         if path is not None:
