@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import lzma
 import math
 import shutil
@@ -44,8 +45,10 @@ SHIPPED = Path(__file__).parent / "weights"
 DEFAULT_CHECKPOINT = "defend_the_center"
 SCALE = ".scale"
 BYTES_FROM = 4096  # elements of a weight that is stored in bytes; smaller ones take little room
-TENSORS = ("autoencoder", "denoiser", "outcome", "flow", "spawns")
-OWN_FILES = {"config.json", "metrics.json", "README.md", *(f"{name}.safetensors" for name in TENSORS)}
+OWN_FILES = re.compile(  # of a checkpoint's folder; large tensors lie in several files
+    r"config\.json|metrics\.json|README\.md"
+    r"|(autoencoder|denoiser|outcome|flow|spawns)(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+)
 
 
 @dataclass(frozen=True)
@@ -378,7 +381,7 @@ def check_writable(folder: Path) -> None:
         config = folder / "config.json"
         if not config.is_file() or not {"spec", "preset", "denoiser"} <= set(_read_json(config)):
             raise CheckpointError("the folder exists and is not a checkpoint", folder, "choose another --out")
-        foreign = sorted(path.name for path in folder.iterdir() if path.is_dir() or path.name not in OWN_FILES)
+        foreign = sorted(path.name for path in folder.iterdir() if path.is_dir() or not OWN_FILES.fullmatch(path.name))
         if foreign:
             what = f"the folder also holds {foreign[0]}, which would be lost"
             raise CheckpointError(what, folder, "move it away, or choose another --out")

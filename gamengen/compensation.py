@@ -8,6 +8,8 @@ pictures: what it decodes, the last frame moved, and the last frame as it was.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -159,15 +161,24 @@ def _centres(count: int, device: torch.device) -> torch.Tensor:
     return (2 * torch.arange(count, device=device) + 1) / count - 1
 
 
+@functools.lru_cache(maxsize=8)
+def _places(height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each pixel is, x and y (2, height, width) from -1 to 1, and how long a pixel is (2, 1, 1).
+
+    Made once a size, as play asks for it each frame.
+    """
+    with torch.inference_mode(False):
+        y, x = torch.meshgrid(_centres(height, device), _centres(width, device), indexing="ij")
+        return torch.stack([x, y]), torch.tensor([2 / width, 2 / height], device=device)[:, None, None]
+
+
 def warp(pixels: torch.Tensor, flow: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
     """Take each pixel of (B, C, H, W) from where ``flow`` (B, 2, h, w), in pixels right and down, points.
 
     A picture that is moved again and again wants the ``mode`` "bicubic": after eight turns a tenth of its sharpness
     is left by "bilinear", four tenths by that.
     """
-    height, width = pixels.shape[2:]
-    fine = F.interpolate(flow, size=(height, width), mode="bilinear", align_corners=False)
-    device = pixels.device
-    y, x = torch.meshgrid(_centres(height, device), _centres(width, device), indexing="ij")
-    grid = torch.stack([x + fine[:, 0] * (2 / width), y + fine[:, 1] * (2 / height)], dim=3)
+    places, unit = _places(*pixels.shape[2:], pixels.device)
+    fine = F.interpolate(flow * unit, size=pixels.shape[2:], mode="bilinear", align_corners=False)
+    grid = (fine + places).permute(0, 2, 3, 1)
     return F.grid_sample(pixels, grid, mode=mode, padding_mode="border", align_corners=False)
