@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import lzma
 import math
+import re
 import shutil
 import subprocess
 import tempfile
