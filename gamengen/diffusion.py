@@ -2,7 +2,7 @@
 
 A latent x and noise e are mixed as z = (1 - sigma) x + sigma e (Liu et al., arXiv 2209.03003); the
 denoiser predicts x. Context latents are noised too, at a random level that the denoiser is told
-(GameNGen, arXiv 2408.14837, section 3.2.1): without it free play collapses within 20 frames.
+(GameNGen, arXiv 2408.14837, section 3.2.1, where free play collapses within 20 frames without it).
 """
 
 from __future__ import annotations

@@ -85,16 +85,16 @@ class Evaluate:
         if (self.data is None) == (self.record is None):
             raise OptionError("give either a recording or frames to record", "--data, --record", "--record 12000")
         options = self._options()
-        if self.agent is not None:
-            from gamengen.evaluation.agent_play import check_player
-
-            check_player(self.agent)  # before anything slow
         if self.raters is not None:
             from engine.raters import check_raters
 
             check_raters(self.raters, self.pairs)  # before anything slow
         device = choose_device(self.device)
         checkpoint = load_checkpoint(self.checkpoint)
+        if self.agent is not None:
+            from gamengen.evaluation.agent_play import check_player
+
+            check_player(self.agent, checkpoint.config.spec)  # before anything slow
         other = None if self.compare is None else load_checkpoint(self.compare)
         recording = self._recording(checkpoint)
         if self.raters is not None:

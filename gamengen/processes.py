@@ -23,7 +23,7 @@ LONGEST_WAIT = timedelta(days=1)
 def started_by_torchrun() -> bool:
     """Whether this is one of several processes that torchrun started."""
     size = os.environ.get("WORLD_SIZE", "1")
-    return size.isdigit() and int(size) > 1 and "MASTER_ADDR" in os.environ
+    return size.isdigit() and int(size) > 1
 
 
 def join(device: torch.device) -> torch.device:
@@ -42,7 +42,10 @@ def join(device: torch.device) -> torch.device:
         remedy = "python -m pip install -c constraints.txt '.[distributed]'"
         raise OptionError("several processes need accelerate", "torchrun", remedy) from None
     # The others wait while the first encodes a recording.
-    state = PartialState(cpu=device.type == "cpu", timeout=LONGEST_WAIT)
+    try:
+        state = PartialState(cpu=device.type == "cpu", timeout=LONGEST_WAIT)
+    except ValueError as error:
+        raise OptionError(f"the processes cannot meet ({error})", "WORLD_SIZE", "start them with torchrun") from error
     return torch.device(device.type, state.local_process_index) if device.type == "cuda" else device
 
 

@@ -83,8 +83,11 @@ class ClonedAgent:
         return np.concatenate([held, chances[buttons:]]).astype(np.float32)
 
 
-def check_player(agent: str) -> None:
-    """Raise OptionError unless there is such an agent."""
+def check_player(agent: str, spec: str) -> None:
+    """Raise OptionError unless there is such an agent, and the pictures of ``spec`` are enough for it."""
+    if agent == "scripted" and spec.startswith("doom/"):
+        what = "this agent also needs depth and labels, which the neural game does not give"
+        raise OptionError(what, agent, f"use {CLONED}, which sees frames alone")
     if agent not in (CLONED, "random", "scripted") and not Path(agent).is_file():
         raise OptionError("unknown agent", agent, f"use {CLONED}, random, or the file of a trained agent")
 
@@ -95,7 +98,7 @@ def make_player(agent: str, judge: Judge, header: RecordingHeader) -> Agent:
     Raises:
         OptionError: there is none, it has other actions, or it needs more than frames.
     """
-    check_player(agent)
+    check_player(agent, header.spec)
     if agent == CLONED:
         return ClonedAgent(judge)
     player = make_agent(agent, header.action_set, header.frame_skip)

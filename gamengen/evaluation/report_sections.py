@@ -128,11 +128,6 @@ OUTCOME_ROWS = {
     "ends_auc": "the game's end, area under the ROC curve",
     "ends_expected": "ends expected for each that came",
 }
-OUTCOME_KINDS = {
-    "error": "mean absolute error",
-    "auc": "a rise: area under the ROC curve",
-    "expected": "rises expected for each that came",
-}
 
 
 def _outcome(metrics: Metrics) -> list[Lines]:
