@@ -25,7 +25,7 @@ PRESETS = {
     "small": Preset(
         AutoencoderConfig(),
         DenoiserConfig(widths=(256, 448), context_blocks=(2, 4, 2), noise_blocks=(1, 3, 2), embedding=256),
-        "not measured yet",
+        "25 minutes on one CPU core from scratch on doom/deathmatch: 1.2 dB above copying; docs/experiments.md",
     ),
     "base": Preset(
         AutoencoderConfig(widths=(64, 192, 384), encoder_blocks=(1, 2, 2), decoder_blocks=(2, 2, 2)),
