@@ -29,9 +29,9 @@ class FrameMaker:
         autoencoder: of the game, on its device.
         denoiser: likewise.
         head: likewise; None tells nothing.
-        mode: ``eager``, ``compiled`` (torch.compile, which takes a minute at the first frame of each number of
-            steps), ``graph`` (on CUDA the whole frame is captured once and then launched as one), or ``auto``: graph
-            on CUDA where the capture succeeds, else eager.
+        mode: ``eager``, ``graph`` (on CUDA the whole frame is captured once and then launched as one), ``compiled``
+            (torch.compile, which takes a minute at the first frame of each number of steps; on CUDA captured as a
+            graph too), or ``auto``: graph on CUDA where the capture succeeds, else eager.
         mover: moves the last frame; None where the model does not see that.
 
     Raises:
@@ -75,7 +75,8 @@ class FrameMaker:
             return self._make(given[0], given[1], given[2], given[3], given[4], sampler)
 
         if self.mode == "compiled":
-            return torch.compile(make, dynamic=False)
+            compiled = torch.compile(make, dynamic=False)
+            return _Graph(compiled, inputs) if self._device.type == "cuda" else compiled
         if self.mode == "graph":
             try:
                 return _Graph(make, inputs)

@@ -8,13 +8,14 @@ is still in the cache, by the operators that ``torch.compile`` uses too. The res
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gamengen.denoiser import UNet
 from gamengen.devices import has_bf16
 from gamengen.layers import ResidualBlock
 
@@ -35,6 +36,8 @@ def pack(model: nn.Module) -> None:
     for name, layer in model.named_children():
         if isinstance(layer, ResidualBlock):
             setattr(model, name, PackedBlock(layer))
+        elif isinstance(layer, UNet):
+            setattr(model, name, PackedUNet(layer))
         elif type(layer) is nn.Conv2d:
             setattr(model, name, PackedConvolution(layer))
         else:
@@ -80,13 +83,53 @@ class PackedBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:
         """As of the block."""
-        hidden = F.silu(self.norm(x))
         if self.film is None:
-            return self.conv2.add(self.conv1.silu(hidden), x)
+            return self.conv2.add(self.conv1.silu(F.silu(self.norm(x))), x)
         assert embedding is not None
-        hidden = self.conv1(hidden)
-        scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
+        return self.modulated(x, self.film(embedding))
+
+    def modulated(self, x: torch.Tensor, film: torch.Tensor) -> torch.Tensor:
+        """The same, by what the block's own FiLM layer makes of the embedding, ``film`` (B, 2 width)."""
+        hidden = self.conv1(F.silu(self.norm(x)))
+        scale, shift = film[:, :, None, None].chunk(2, dim=1)
         return self.conv2.add(F.silu(torch.addcmul(hidden + shift, hidden, scale)), x)
+
+
+class PackedUNet(nn.Module):
+    """A :class:`gamengen.denoiser.UNet` of packed layers; the FiLM layers of all its blocks are one."""
+
+    def __init__(self, net: UNet) -> None:
+        super().__init__()
+        films: list[nn.Linear] = []
+
+        def packed(blocks: nn.ModuleList) -> nn.ModuleList:
+            made = nn.ModuleList()
+            for block in blocks:
+                assert isinstance(block, ResidualBlock) and block.film is not None
+                films.append(block.film)
+                made.append(PackedBlock(block))
+            return made
+
+        self.down, self.middle, self.up = packed(net.down), packed(net.middle), packed(net.up)
+        self.shrink, self.grow = PackedConvolution(net.shrink), PackedConvolution(net.grow)
+        self.weight = nn.Parameter(torch.cat([film.weight for film in films]))
+        self.bias = nn.Parameter(torch.cat([film.bias for film in films]))
+        self._sizes = [film.out_features for film in films]
+
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        """As of the U-Net."""
+        films = iter(F.linear(embedding, self.weight, self.bias).split(self._sizes, dim=1))
+        x = _through(self.down, x, films)
+        hidden = _through(self.middle, self.shrink(x), films)
+        grown = F.pixel_shuffle(self.grow(hidden), 2)
+        return _through(self.up, x + grown[:, :, : x.shape[2], : x.shape[3]], films)
+
+
+def _through(blocks: nn.ModuleList, x: torch.Tensor, films: Iterator[torch.Tensor]) -> torch.Tensor:
+    for block in blocks:
+        assert isinstance(block, PackedBlock)
+        x = block.modulated(x, next(films))
+    return x
 
 
 def flop_formulas() -> dict[Any, Callable[..., int]]:

@@ -106,7 +106,7 @@ class WindowOptions:
         if self.scale is not None and not 0 < self.scale <= 32:
             raise OptionError(f"scale must be above 0 and at most 32, got {self.scale}", "--scale", "try 3")
         if self.fps is not None and not 0 < self.fps <= 1000:
-            raise OptionError(f"fps must be above 0 and at most 1000, got {self.fps}", "--fps", "leave it out")
+            raise OptionError(f"fps must be above 0 and at most 1000, got {self.fps}", "window", "leave it out")
         if not 0 < self.mouse_speed <= 100:
             raise OptionError(f"must be above 0 and at most 100, got {self.mouse_speed}", "--mouse-speed", "try 1")
         if self.frames is not None and self.frames < 1:

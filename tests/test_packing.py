@@ -11,8 +11,9 @@ from torch import nn
 
 from engine import packing
 from engine.game import NeuralGame
-from engine.packing import PackedBlock, PackedConvolution, can_pack, flop_formulas, pack
+from engine.packing import PackedBlock, PackedConvolution, PackedUNet, can_pack, flop_formulas, pack
 from gamengen.checkpoints import Checkpoint
+from gamengen.denoiser import UNet
 from gamengen.device_limits import count_work
 from gamengen.layers import ResidualBlock
 
@@ -36,6 +37,16 @@ def test_a_packed_block_is_the_block(embedding: int, size: tuple[int, int, int])
     how = (torch.randn(size[0], embedding),) if embedding else ()
     with torch.inference_mode():
         assert torch.allclose(PackedBlock(block)(x, *how), block(x, *how), atol=1e-5)
+
+
+def test_a_packed_u_net_is_the_u_net() -> None:
+    net = filled(UNet((16, 24), (1, 2, 1), 12))
+    x, embedding = torch.randn(2, 16, 9, 11), torch.randn(2, 12)
+    holder = nn.ModuleList([copy.deepcopy(net)])
+    pack(holder)
+    assert isinstance(holder[0], PackedUNet)
+    with torch.inference_mode():
+        assert torch.allclose(holder[0](x, embedding), net(x, embedding), atol=1e-4)
 
 
 def test_a_packed_convolution_is_the_convolution_whatever_it_saw_first() -> None:
