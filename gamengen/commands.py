@@ -78,6 +78,8 @@ class Play:
     """Window size in multiples of the frame; the default is chosen by the screen."""
     fullscreen: bool = False
     """Fill the screen."""
+    mouse_speed: float = 1.0
+    """How far the mouse turns; 2 is twice as far."""
     uncapped: bool = False
     """As fast as possible instead of at the game's own clock."""
     headless: bool = False
@@ -119,7 +121,8 @@ class Play:
         from engine.window import WindowOptions, play_window
 
         window = WindowOptions(
-            scale=self.scale, fullscreen=self.fullscreen, uncapped=self.uncapped, frames=self.frames, seed=seed
+            scale=self.scale, fullscreen=self.fullscreen, uncapped=self.uncapped, mouse_speed=self.mouse_speed,
+            frames=self.frames, seed=seed,
         )  # fmt: skip
         return _play_summary(game, play_window(game, window))
 

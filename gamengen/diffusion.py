@@ -35,7 +35,7 @@ class SamplerConfig:
             raise OptionError(f"steps must be 1 to 64, got {self.steps}", "--steps", "1, 2 and 4 are usual")
         if not 0 <= self.context_noise <= CONTEXT_NOISE_MAX:
             what = f"context noise must be in [0, {CONTEXT_NOISE_MAX}], got {self.context_noise}"
-            raise OptionError(what, "--context-noise", "0 to 0.2 is usual")
+            raise OptionError(what, "sampler", "0 to 0.2 is usual")
 
 
 def check_seed(seed: int) -> None:

@@ -134,5 +134,5 @@ def test_steps_out_of_range(steps: int) -> None:
 
 @pytest.mark.parametrize("noise", [-0.1, 0.7, float("nan")])
 def test_context_noise_out_of_range(noise: float) -> None:
-    with pytest.raises(OptionError, match="--context-noise"):
+    with pytest.raises(OptionError, match="sampler"):
         SamplerConfig(2, noise)
