@@ -52,51 +52,75 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update all parameters from their gradients."""
+        """Update all parameters from their gradients; on a GPU, which wants few calls, those of one shape together."""
         assert closure is None
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    (self._muon if group["muon"] else self._adam)(parameter, group)
+            given = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if group["muon"]:
+                groups: dict[tuple[int, ...], list[torch.Tensor]] = {}
+                for number, parameter in enumerate(given):
+                    alone = () if parameter.is_cuda else (number,)  # a CPU would only copy more
+                    groups.setdefault((len(parameter), parameter[0].numel(), *alone), []).append(parameter)
+                for alike in groups.values():
+                    self._muon(alike, group)
+            elif given:
+                self._adam(given, group)
 
-    def _muon(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        gradient = parameter.grad
-        assert gradient is not None
-        momentum = state["momentum"]
-        momentum.lerp_(gradient, 1 - group["momentum"])
-        matrix = gradient.lerp(momentum, group["momentum"]).flatten(1)
-        update = orthogonalise(matrix) * max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update.view(parameter.shape).to(parameter.dtype), alpha=-group["lr"])
+    def _muon(self, parameters: list[torch.Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        gradients = _gradients(parameters)
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        flat = [matrix.flatten(1) for matrix in ahead]
+        matrices = torch.stack(flat) if len(flat) > 1 else flat[0][None]
+        updates = orthogonalise(matrices) * max(1.0, matrices.shape[1] / matrices.shape[2]) ** 0.5
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        shaped = [
+            update.view(parameter.shape).to(parameter.dtype)
+            for update, parameter in zip(updates.unbind(), parameters, strict=True)
+        ]
+        torch._foreach_add_(parameters, shaped, alpha=-group["lr"])
 
-    def _adam(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        gradient = parameter.grad
-        assert gradient is not None
+    def _adam(self, parameters: list[torch.Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32),
+                    "mean": torch.zeros_like(parameter),
+                    "square": torch.zeros_like(parameter),
+                }
+        states = [self.state[parameter] for parameter in parameters]
+        gradients = _gradients(parameters)
+        means, squares = [state["mean"] for state in states], [state["square"] for state in states]
         beta1, beta2 = group["betas"]
-        state["step"] += 1
-        count = float(state["step"])
-        state["mean"].lerp_(gradient, 1 - beta1)
-        state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        denominator = (state["square"] / (1 - beta2**count)).sqrt_().add_(group["eps"])
-        parameter.addcdiv_(state["mean"], denominator, value=-group["lr"] / (1 - beta1**count))
+        for state in states:
+            state["step"] += 1
+        counts = [float(state["step"]) for state in states]
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
+        roots = torch._foreach_sqrt(torch._foreach_div(squares, [1 - beta2**count for count in counts]))
+        torch._foreach_add_(roots, group["eps"])
+        rates = [-group["lr"] / (1 - beta1**count) for count in counts]
+        torch._foreach_addcdiv_(parameters, means, roots, rates)
 
 
-def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
-    """About the nearest (semi-)orthogonal matrix to ``matrix`` (m, n), in bfloat16."""
+def _gradients(parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
+    """About the nearest (semi-)orthogonal matrix to each of ``matrices`` (..., m, n), in bfloat16."""
     a, b, c = NEWTON_SCHULZ
-    x = matrix.bfloat16()
-    tall = x.shape[0] > x.shape[1]
+    x = matrices.bfloat16().reshape(-1, *matrices.shape[-2:])
+    tall = x.shape[1] > x.shape[2]
     if tall:
-        x = x.T
-    x = x / (x.norm() + 1e-7)
+        x = x.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).reshape(matrices.shape)

@@ -419,6 +419,28 @@ def test_muon_takes_hidden_kernels_alone() -> None:
     assert len(hidden["params"]) + len(other["params"]) == len(names)
 
 
+def test_muon_updates_alike_kernels_together_as_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(2, 2, 8, 4, 3, 3, generator=generator)  # of two steps, for two kernels
+    found = []
+    for together in (False, True):
+        kernels = [nn.Parameter(torch.ones(8, 4, 3, 3)) for _ in range(2)]
+        optimizer = MuonAdamW(nn.ParameterList(kernels))
+        group = optimizer.param_groups[0]
+        assert len(group["params"]) == 2
+        for step in gradients:
+            for kernel, gradient in zip(kernels, step, strict=True):
+                kernel.grad = gradient.clone()
+            if together:  # as on a GPU
+                with torch.no_grad():
+                    optimizer._muon(group["params"], group)
+            else:
+                optimizer.step()
+        found.append(torch.stack([kernel.detach() for kernel in kernels]))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-3)  # of bfloat16's rounding in another order
+    assert (found[0][0] != found[0][1]).any()
+
+
 def test_muon_steps_do_not_depend_on_the_gradients_size() -> None:
     moved = []
     for scale in (1e-3, 1e3):
