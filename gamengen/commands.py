@@ -24,6 +24,7 @@ from gamengen.train_commands import (
     TrainDistill,
     TrainFlow,
     TrainOutcome,
+    TrainPerceptual,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ __all__ = [
     "TrainDistill",
     "TrainFlow",
     "TrainOutcome",
+    "TrainPerceptual",
 ]
 
 Spec = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]

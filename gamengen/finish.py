@@ -64,7 +64,7 @@ def finish_checkpoint(
     }
     training = {
         "minutes": minutes,
-        **_beginning(stage),
+        **_beginning(stage.work / ("perceptual" if "perceptual" in minutes else "denoiser")),
         "device": describe_device(stage.device),
         "seed": stage.seed,
     }
@@ -85,9 +85,9 @@ def finish_checkpoint(
     return metrics
 
 
-def _beginning(stage: Stage) -> dict[str, Any]:
-    """Where the denoiser in the work folder began: a checkpoint's name and how that was trained, or nothing."""
-    path = stage.work / "denoiser" / BEGUN
+def _beginning(folder: Path) -> dict[str, Any]:
+    """Where the denoiser trained in ``folder`` began: a checkpoint's name and how that was trained, or nothing."""
+    path = folder / BEGUN
     try:
         if path.is_file():
             return dict(json.loads(path.read_text()))

@@ -49,6 +49,7 @@ class FreePlays:
         self._flows = torch.zeros(count, 2, FINER * shape[1], FINER * shape[2], device=device)
         self._first = torch.zeros(count, dtype=torch.int64)
         self._left = torch.zeros(count, dtype=torch.int64)  # frames until the play gives way; 0 has not begun
+        self._began = torch.zeros(count, dtype=torch.int64)  # the recorded frame that the play began after
 
     def windows(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What to train on now.
@@ -62,6 +63,7 @@ class FreePlays:
             start, longest = self._starts[pick], min(self._longest, self._room[pick])
             self._latents[number] = gather_windows(self._episodes, start[None], self._context)[0][0]
             self._first[number], self._left[number] = int(start), int(rng.integers(1, longest + 1))
+            self._began[number] = int(start) + self._context - 1
             if self._episodes.moved is not None and self._episodes.flows is not None:
                 self._moved[number] = self._episodes.moved[start + self._context - 1]
                 self._flows[number] = self._episodes.flows[start + self._context - 1]
@@ -79,16 +81,16 @@ class FreePlays:
             actions = gather_windows(self._episodes, self._first.numpy(), self._context)[1]
             self._moved, self._flows = move_decoded(self._mover, self._latents, actions, self._flows)
 
-    def newest(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def newest(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The last step of each play.
 
         Returns:
-            Latents before it and after it, both (N, C, h, w); the actions (N, A) between them; and the number of the
-            recorded frame (N,) that stands where it led to.
+            Latents before it and after it, both (N, C, h, w); the actions (N, A) between them; the number of the
+            recorded frame (N,) that stands where it led to; and that of the one (N,) that the play began after.
         """
         frames = self._first + self._context - 1
         actions = self._episodes.actions[(frames - 1).to(self._episodes.actions.device)]
-        return self._latents[:, -2], self._latents[:, -1], actions.to(self._latents.device), frames
+        return self._latents[:, -2], self._latents[:, -1], actions.to(self._latents.device), frames, self._began.clone()
 
     def _contexts(self) -> torch.Tensor:
         if self._mover is None:
@@ -97,15 +99,15 @@ class FreePlays:
 
     def state(self) -> dict[str, torch.Tensor]:
         """For the training state: a resumed training goes on with the same plays."""
-        played = {"latents": self._latents, "first": self._first, "left": self._left}
+        played = {"latents": self._latents, "first": self._first, "left": self._left, "began": self._began}
         return played if self._mover is None else played | {"moved": self._moved, "flows": self._flows}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on with the plays of :meth:`state`; as many others begin where it was of another batch."""
-        if len(state["first"]) != len(self._first):
+        """Go on with the plays of :meth:`state`; as many others begin where it was of another batch or version."""
+        if "began" not in state or len(state["first"]) != len(self._first):
             return
         self._latents = state["latents"].to(self._latents)
-        self._first, self._left = state["first"].cpu(), state["left"].cpu()
+        self._first, self._left, self._began = (state[name].cpu() for name in ("first", "left", "began"))
         if self._mover is not None:
             self._moved, self._flows = state["moved"].to(self._moved), state["flows"].to(self._flows)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-from agents.errors import DataError
+from agents.errors import DataError, OptionError
 from gamengen.checkpoints import check_writable, load_checkpoint
-from gamengen.devices import choose_device, describe_device
+from gamengen.devices import choose_device, describe_device, place
 from gamengen.diffusion import SamplerConfig
+from gamengen.evaluation.lpips import Lpips
 from gamengen.evaluation.options import QUICK, EvaluateOptions
 from gamengen.evaluation.results import summarise
 from gamengen.finish import Networks, finish_checkpoint
@@ -26,6 +28,7 @@ from gamengen.stages import (
     fit_denoiser,
     fit_flow,
     fit_outcome,
+    fit_perceptual,
     fit_student,
     load_autoencoder,
     load_denoiser,
@@ -34,6 +37,7 @@ from gamengen.stages import (
     load_player,
     load_student,
 )
+from gamengen.train_outcome import Player
 from gamengen.train_student import STUDENT_STEPS
 from gamengen.training import TrainOptions
 from recorder.recording import Recording
@@ -80,6 +84,47 @@ def distill(data: Path, work: Path, out: Path, preset: str, options: TrainOption
     student = fit_student(stage, autoencoder, denoiser, latents, options)
     networks = Networks(autoencoder, student, SamplerConfig(STUDENT_STEPS), flow=load_flow(stage))
     return _write_stage(stage, networks, latents, out, ("autoencoder", "flow", "denoiser", "student"))
+
+
+def train_perceptual(
+    data: Path,
+    work: Path,
+    out: Path,
+    init: str,
+    weights: Path,
+    options: TrainOptions,
+    outcome_minutes: float,
+    device: str,
+) -> dict[str, Any]:
+    """``gamengen train perceptual``: trains, evaluates and writes the checkpoint."""
+    check_writable(out)
+    if not 0 <= outcome_minutes < math.inf:
+        raise OptionError(f"must be 0 or more, got {outcome_minutes}", "--outcome-minutes", "for example 6")
+    eyes = Lpips.load(weights)
+    stage = _stage(data, work, load_checkpoint(init).config.preset, init, options, device)
+    start, header = stage.init, stage.recording.header
+    assert start is not None
+    if start.flow is not None:
+        raise OptionError("it sees the last frame moved, which cannot be trained so", f"--init {init}", "give another")
+    same = (
+        start.config.spec,
+        start.config.action_set,
+        start.config.height,
+        start.config.width,
+        start.config.frame_skip,
+    )
+    if same != (header.spec, header.action_set, header.height, header.width, header.frame_skip):
+        raise DataError("the recording is of another game than the checkpoint", data, f"record {start.config.spec}")
+    autoencoder = place(start.autoencoder, stage.device)
+    latents = encode_alone(stage, autoencoder)
+    denoiser, sampler = fit_perceptual(stage, latents, eyes, options), SamplerConfig(STUDENT_STEPS)
+    outcome = start.outcome
+    if outcome_minutes:
+        telling = TrainOptions(minutes=outcome_minutes, adam_lr=1e-3, seed=options.seed)
+        outcome = fit_outcome(stage, autoencoder, latents, telling, Player(denoiser, sampler))
+    return _write_stage(
+        stage, Networks(autoencoder, denoiser, sampler, outcome), latents, out, ("perceptual", "outcome")
+    )
 
 
 def train_decoder(

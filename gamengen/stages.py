@@ -7,6 +7,7 @@ the decoder see the last frame moved.
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from gamengen.compensation import Camera
 from gamengen.denoiser import Denoiser, seeing_moved
 from gamengen.devices import Model, place
 from gamengen.diffusion import SamplerConfig
+from gamengen.evaluation.lpips import Lpips
 from gamengen.flow import FlowNetwork, Mover
 from gamengen.flow_cache import find_camera, load_flows, load_moved, measure_recording, move_recording
 from gamengen.latents import LatentEpisodes, encode_recording, load_latents, weights_hash
@@ -34,11 +36,12 @@ from gamengen.train_decoder import CAMERA_PAIRS, DecoderTask, find_footage
 from gamengen.train_denoiser import DenoiserTask
 from gamengen.train_flow import FlowTask
 from gamengen.train_outcome import OutcomeTask, Player, find_results, outcome_config
+from gamengen.train_perceptual import PerceptualTask
 from gamengen.train_student import STUDENT_STEPS, StudentTask
 from gamengen.training import Trainer, TrainOptions, load_finished
 from recorder.recording import Recording, write_json
 
-BATCH = {"autoencoder": 16, "flow": 48, "denoiser": 16, "student": 16, "decoder": 8, "outcome": 128}
+BATCH = {"autoencoder": 16, "flow": 48, "denoiser": 16, "student": 16, "perceptual": 12, "decoder": 8, "outcome": 128}
 BEGUN = "begun.json"  # what a denoiser's training started from
 STAGES = ("autoencoder", "flow", "denoiser", "student", "decoder", "outcome")
 CUDA_BATCH_FACTOR = 8  # a GPU is only busy with many samples at once
@@ -110,6 +113,13 @@ def fit_decoder(
         task = DecoderTask(model, denoiser, *footage, stage.seed + 2, stage.batch("decoder"), pairs, mover)
         Trainer(task, options, folder).run()
     return model.eval()
+
+
+def _note_beginning(init: Checkpoint, folder: Path) -> None:
+    """Write what a training started from, for the checkpoint to tell."""
+    if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / BEGUN, {"init": init.config.name, "init_training": init.config.training})
 
 
 def _check_made_for(folder: Path, part: str, model: nn.Module) -> None:
@@ -268,10 +278,8 @@ def fit_denoiser(
         if stage.init is not None:
             source = stage.init.denoiser
             _start_from(model, seeing_moved(source) if stage.moves and not source.config.moved else source, stage)
-            if is_first() and not (folder / "state.pt").is_file():  # else it goes on from what it began with
-                start = {"init": stage.init.config.name, "init_training": stage.init.config.training}
-                folder.mkdir(parents=True, exist_ok=True)
-                write_json(folder / BEGUN, start)
+            if not (folder / "state.pt").is_file():  # else it goes on from what it began with
+                _note_beginning(stage.init, folder)
         mover = load_mover(stage, autoencoder)
         if mover is not None:
             _check_made_for(folder, "flow", mover.network)
@@ -295,6 +303,22 @@ def fit_student(
         model.load_state_dict(denoiser.state_dict())
         mover = load_mover(stage, autoencoder)
         task = StudentTask(model, denoiser, autoencoder, *latents, stage.seed + 3, stage.batch("student"), mover=mover)
+        Trainer(task, options, folder).run()
+    return model.eval()
+
+
+def fit_perceptual(
+    stage: Stage, latents: tuple[LatentEpisodes, LatentEpisodes], eyes: Lpips, options: TrainOptions
+) -> Denoiser:
+    """The denoiser of the checkpoint ``stage.init`` trained on by what is seen, or loaded where that is done."""
+    assert stage.init is not None
+    autoencoder = place(copy.deepcopy(stage.init.autoencoder), stage.device)
+    model = place(copy.deepcopy(stage.init.denoiser), stage.device)
+    folder = stage.work / "perceptual"
+    _check_made_for(folder, "denoiser", stage.init.denoiser)
+    _note_beginning(stage.init, folder)
+    if not load_finished(model, folder, options):
+        task = PerceptualTask(model, autoencoder, *latents, stage.seed + 6, eyes, stage.batch("perceptual"))
         Trainer(task, options, folder).run()
     return model.eval()
 

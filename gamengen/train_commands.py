@@ -1,5 +1,5 @@
-"""The commands that train one stage: ``gamengen train autoencoder``, ``flow``, ``denoiser``, ``distill``, ``decoder``
-and ``outcome``."""
+"""The commands that train one stage: ``gamengen train autoencoder``, ``flow``, ``denoiser``, ``distill``,
+``perceptual``, ``decoder`` and ``outcome``."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Training:
+class _Budget:
     data: Path
     """The recording."""
     minutes: float | None = None
     """Budget by time (either this or --steps)."""
     steps: int | None = None
     """Budget by training steps."""
-    preset: str = "nano"
-    """Size of the model."""
     muon_lr: float = 0.02
     """Learning rate of the hidden convolutions."""
     adam_lr: float = 5e-4
@@ -38,6 +36,12 @@ class _Training:
         from gamengen.training import TrainOptions
 
         return TrainOptions(self.minutes, self.steps, self.muon_lr, self.adam_lr, seed=self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Training(_Budget):
+    preset: str = "nano"
+    """Size of the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +137,38 @@ class TrainDistill(_Training):
         from gamengen.single_stages import distill
 
         return distill(self.data, self.work, self.out, self.preset, self.options(), self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPerceptual(_Budget):
+    """Train a checkpoint's denoiser on by what is seen (LPIPS), for one sampling step. Run again, it goes on.
+
+    Its autoencoder stays as it is, and its outcome head too unless --outcome-minutes says otherwise.
+
+    Example: gamengen train perceptual --init a --data d --work w --lpips-weights vgg.safetensors --minutes 20 --out b
+    """
+
+    init: str
+    """Checkpoint to start from."""
+    work: Path
+    """Work folder; latents and training state go there."""
+    lpips_weights: Path
+    """LPIPS weights of VGG, as gamengen lpips --network vgg converts them."""
+    out: Path
+    """Folder of the checkpoint."""
+    outcome_minutes: float = 0.0
+    """Then train an outcome head anew for so long, on what the denoiser now shows."""
+    muon_lr: float = 0.003
+    """Learning rate of the hidden convolutions."""
+    adam_lr: float = 1.5e-4
+    """Learning rate of everything else."""
+
+    def run(self) -> dict[str, Any]:
+        """Train."""
+        from gamengen.single_stages import train_perceptual
+
+        budget = self.options(), self.outcome_minutes
+        return train_perceptual(self.data, self.work, self.out, self.init, self.lpips_weights, *budget, self.device)
 
 
 @dataclass(frozen=True, kw_only=True)

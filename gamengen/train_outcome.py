@@ -1,7 +1,8 @@
 """Training an outcome head on recorded rewards, ends and game variables.
 
 What it reads in play are the model's own frames, on which a head that has seen recorded ones alone finds ends that
-are none. So it also learns from short free plays what their frames show, which is what the recorded ones show there.
+are none. So it also learns from short free plays what their frames show, which is what the recorded ones show there
+until one of the two games is hurt and the other is not; see :func:`trusted`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ LATENT_NOISE = 0.3  # at most: generated latents are not as clean as encoded one
 LEVELS = ("HEALTH", "ARMOR", "SELECTED_WEAPON_AMMO")  # what Doom's score bar shows
 COUNTERS = ("KILLCOUNT",)
 PLAYS = 8  # free plays, beside a batch of recorded frames
-LONGEST_PLAY = 32  # frames; later, health has gone another way than in the recording
+LONGEST_PLAY = 32  # frames
+TRUSTED_FRAMES = 4  # of a play, in which it shows what is recorded
 PLAYED_WEIGHT = 0.5  # of what they show, in the loss
 MOST_PLAYED = 512  # steps of held-out plays that are scored
 MOST_SCORED = 16_384  # frames: all of a few thousand, and a part of many
@@ -179,9 +181,10 @@ class OutcomeTask(Task):
         if self._plays is not None and self._player is not None:
             self._plays.windows(np.random.default_rng([self._seed, step, 1]))  # another begins where one has ended
             self._player.advance(self._plays, generator)
-            *played, frames = self._plays.newest()
+            *played, frames, began = self._plays.newest()
             _, ends, _, levels = self._tell((played[0], played[1], played[2]), generator)
-            loss = loss + PLAYED_WEIGHT * self._shown(share(frames), ends, levels)
+            frames, began = share(frames), share(began)
+            loss = loss + PLAYED_WEIGHT * self._shown(frames, ends, levels, trusted(self._train[1], frames, began))
         return loss
 
     def _tell(
@@ -195,13 +198,23 @@ class OutcomeTask(Task):
         noised = share(before + level * noise[0]), share(now + level * noise[1])
         return self.head.parts(self.head(*noised, share(action), kept))
 
-    def _shown(self, frames: torch.Tensor, ends: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        """The loss of what a frame shows: whether the game ends (B,), and levels (B, L, bins)."""
+    def _shown(
+        self, frames: torch.Tensor, ends: torch.Tensor, levels: torch.Tensor, known: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The loss of what a frame shows: whether the game ends (B,), and levels (B, L, bins).
+
+        What is not ``known`` (B, 1 + L) counts nothing.
+        """
         truth = self._train[1]
-        loss = F.binary_cross_entropy_with_logits(ends, truth.ends[frames].to(self._device))
+        if known is None:
+            known = torch.ones(len(frames), 1 + levels.shape[1], dtype=torch.bool)
+        counts = known.to(self._device).float()
+        cost = F.binary_cross_entropy_with_logits(ends, truth.ends[frames].to(self._device), reduction="none")
+        loss = (cost * counts[:, 0]).mean()
         if levels.shape[1]:
             wanted = two_hot(truth.levels[frames].to(self._device), level_bins(self._device))
-            loss = loss + F.cross_entropy(levels.flatten(0, 1), wanted.flatten(0, 1))
+            cost = F.cross_entropy(levels.flatten(0, 1), wanted.flatten(0, 1), reduction="none")
+            loss = loss + (cost * counts[:, 1:].flatten()).mean()
         return loss
 
     def draw(self, step: int) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -223,7 +236,8 @@ class OutcomeTask(Task):
         """Accuracy on held-out frames, see :func:`score_outcomes`; and on those of free plays that begin there.
 
         ``played_ends`` is the mean probability of an end that is told there, ``played_ends_real`` the share of ends
-        among the recorded frames in their places, and ``played_HEALTH_error`` (of each level) a mean absolute error.
+        among the recorded frames in their places, and ``played_HEALTH_error`` (of each level) a mean absolute error,
+        both where what the play shows is known, see :func:`trusted`.
         """
         return score_outcomes(self.head, *self._held_out, self._device) | self._score_plays(), {}
 
@@ -237,13 +251,38 @@ class OutcomeTask(Task):
             plays.windows(rng)
             self._player.advance(plays, generator, together=False)  # the first process alone evaluates
             steps.append(plays.newest())
-        before, now, actions, frames = (torch.cat(parts) for parts in zip(*steps, strict=True))
+        before, now, actions, frames, began = (torch.cat(parts) for parts in zip(*steps, strict=True))
         found, truth = self.head.read(before, now, actions), self._held_out[1]
-        figures = {"played_ends": float(found.ends.mean()), "played_ends_real": float(truth.ends[frames].mean())}
+        known = trusted(truth, frames, began).numpy()
+        figures = {}
+        if known[:, 0].any():
+            figures["played_ends"] = float(found.ends[known[:, 0]].mean())
+            figures["played_ends_real"] = float(truth.ends[frames].numpy()[known[:, 0]].mean())
         for n, name in enumerate(self.head.config.levels):
             real = truth.levels[frames, n].numpy() * self.head.config.scales[n]
-            figures[f"played_{name}_error"] = float(np.abs(found.levels[name] - real).mean())
+            if known[:, 1 + n].any():
+                wrong = np.abs(found.levels[name] - real)[known[:, 1 + n]]
+                figures[f"played_{name}_error"] = float(wrong.mean())
         return figures
+
+
+def trusted(truth: Results, frames: torch.Tensor, began: torch.Tensor) -> torch.Tensor:
+    """What is known of frames of free plays from the recorded ones in their places.
+
+    A play goes another way: one is hurt where the other is not. After its first frames it shows a recorded level only
+    where that has not changed since the play began, and a recorded end is not its own.
+
+    Args:
+        truth: of the recording.
+        frames: the recorded frames (B,) in their places.
+        began: those (B,) that the plays began after.
+
+    Returns:
+        (B, 1 + L) bool: whether the end is known, and each level.
+    """
+    young = (frames - began <= TRUSTED_FRAMES)[:, None]
+    same = truth.levels[frames] == truth.levels[began]
+    return young | torch.cat([truth.ends[frames][:, None] == 0, same], dim=1)
 
 
 def step_inputs(

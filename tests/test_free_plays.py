@@ -51,12 +51,14 @@ def test_the_newest_step_stands_for_a_recorded_one() -> None:
     for _ in range(20):
         _, held, target = plays.windows(rng)
         plays.advance(own)
-        before, now, actions, frames = plays.newest()
+        before, now, actions, frames, began = plays.newest()
         assert (now == -1).all()
         assert torch.equal(frames.float(), target[:, 0, 0, 0]), "the frame that it was to be"
         assert torch.equal(actions, held[:, -1]), "what was held before it"
-        began = before[:, 0, 0, 0] >= 0
-        assert torch.equal(before[began, 0, 0, 0], frames[began].float() - 1)
+        fresh = before[:, 0, 0, 0] >= 0
+        assert torch.equal(before[fresh, 0, 0, 0], frames[fresh].float() - 1)
+        assert torch.equal(began[fresh], frames[fresh] - 1), "a play begins after the last real frame"
+        assert ((frames - began >= 1) & (frames - began <= 6)).all()
 
 
 def test_short_episodes_have_short_plays() -> None:

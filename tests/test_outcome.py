@@ -25,7 +25,7 @@ from gamengen.diffusion import SamplerConfig
 from gamengen.free_plays import FreePlays
 from gamengen.latents import LatentEpisodes, weights_hash
 from gamengen.outcome import Outcome, OutcomeConfig, OutcomeHead, level_bins, reward_bins, two_hot
-from gamengen.train_outcome import OutcomeTask, Player, find_results, outcome_config
+from gamengen.train_outcome import OutcomeTask, Player, Results, find_results, outcome_config, trusted
 from gamengen.training import Trainer, TrainOptions
 from recorder.episodes import EpisodeWriter
 from recorder.recording import Recording, RecordingHeader
@@ -338,3 +338,14 @@ def test_a_saved_moment_keeps_its_score() -> None:
     assert session.over
     session.quick_load()
     assert session.playing and session.tally.frames == 1
+
+
+def test_of_a_play_only_what_it_must_share_with_the_recording_is_learned() -> None:
+    levels = torch.tensor([1.0, 1, 1, 1, 1, 1, 1, 1, 0.5, 0.5])[:, None]
+    ends = torch.zeros(10)
+    ends[9] = 1
+    truth = Results(torch.zeros(10), ends, torch.zeros(10, 0), levels, np.arange(1, 10))
+    frames, began = torch.tensor([7, 8, 8, 9, 9]), torch.tensor([0, 0, 5, 8, 0])
+    known = trusted(truth, frames, began)
+    assert known[:, 1].tolist() == [True, False, True, True, False], "health as at the start, or a play just begun"
+    assert known[:, 0].tolist() == [True, True, True, True, False], "an end that was recorded long after is not its own"

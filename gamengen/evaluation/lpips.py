@@ -183,7 +183,8 @@ class Lpips(nn.Module):
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:
-    return features / ((features**2).sum(dim=1, keepdim=True).sqrt() + EPSILON)
+    length = (features**2).sum(dim=1, keepdim=True).clamp(min=EPSILON**2).sqrt()  # of 0 a root has no gradient
+    return features / (length + EPSILON)
 
 
 def _filled(network: str, tensors: dict[str, torch.Tensor]) -> Lpips:
