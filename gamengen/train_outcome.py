@@ -270,7 +270,7 @@ def trusted(truth: Results, frames: torch.Tensor, began: torch.Tensor) -> torch.
     """What is known of frames of free plays from the recorded ones in their places.
 
     A play goes another way: one is hurt where the other is not. After its first frames it shows a recorded level only
-    where that has not changed since the play began, and a recorded end is not its own.
+    where that has not changed since the play began; whether it ends is unknown where the recorded game ends soon.
 
     Args:
         truth: of the recording.
@@ -281,8 +281,9 @@ def trusted(truth: Results, frames: torch.Tensor, began: torch.Tensor) -> torch.
         (B, 1 + L) bool: whether the end is known, and each level.
     """
     young = (frames - began <= TRUSTED_FRAMES)[:, None]
-    same = truth.levels[frames] == truth.levels[began]
-    return young | torch.cat([truth.ends[frames][:, None] == 0, same], dim=1)
+    coming = frames[:, None] + torch.arange(LONGEST_PLAY)
+    ends = truth.ends[coming.clamp(max=len(truth.ends) - 1)].any(dim=1, keepdim=True)
+    return young | torch.cat([~ends, truth.levels[frames] == truth.levels[began]], dim=1)
 
 
 def step_inputs(

@@ -341,11 +341,11 @@ def test_a_saved_moment_keeps_its_score() -> None:
 
 
 def test_of_a_play_only_what_it_must_share_with_the_recording_is_learned() -> None:
-    levels = torch.tensor([1.0, 1, 1, 1, 1, 1, 1, 1, 0.5, 0.5])[:, None]
-    ends = torch.zeros(10)
-    ends[9] = 1
-    truth = Results(torch.zeros(10), ends, torch.zeros(10, 0), levels, np.arange(1, 10))
-    frames, began = torch.tensor([7, 8, 8, 9, 9]), torch.tensor([0, 0, 5, 8, 0])
+    levels, ends = torch.ones(80, 1), torch.zeros(80)
+    levels[8:] = 0.5
+    ends[60] = 1
+    truth = Results(torch.zeros(80), ends, torch.zeros(80, 0), levels, np.arange(1, 80))
+    frames, began = torch.tensor([7, 8, 8, 60, 60, 50, 79]), torch.tensor([0, 0, 5, 58, 40, 40, 70])
     known = trusted(truth, frames, began)
-    assert known[:, 1].tolist() == [True, False, True, True, False], "health as at the start, or a play just begun"
-    assert known[:, 0].tolist() == [True, True, True, True, False], "an end that was recorded long after is not its own"
+    assert known[:, 1].tolist() == [True, False, True, True, True, True, True], "as at the start, or a play just begun"
+    assert known[:, 0].tolist() == [True, True, True, True, False, False, True], "where an end is near, it may not end"
