@@ -313,12 +313,12 @@ def fit_perceptual(
     """The denoiser of the checkpoint ``stage.init`` trained on by what is seen, or loaded where that is done."""
     assert stage.init is not None
     autoencoder = place(copy.deepcopy(stage.init.autoencoder), stage.device)
-    model = place(copy.deepcopy(stage.init.denoiser), stage.device)
+    model, anchor = (place(copy.deepcopy(stage.init.denoiser), stage.device) for _ in range(2))
     folder = stage.work / "perceptual"
     _check_made_for(folder, "denoiser", stage.init.denoiser)
     _note_beginning(stage.init, folder)
     if not load_finished(model, folder, options):
-        task = PerceptualTask(model, autoencoder, *latents, stage.seed + 6, eyes, stage.batch("perceptual"))
+        task = PerceptualTask(model, anchor, autoencoder, *latents, stage.seed + 6, eyes, stage.batch("perceptual"))
         Trainer(task, options, folder).run()
     return model.eval()
 

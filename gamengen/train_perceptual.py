@@ -4,6 +4,9 @@ A squared error of latents asks for the mean of all futures that are left open, 
 fits no frame before it. LPIPS (Zhang et al., arXiv 1801.03924) forgives a brick that is a little off and does not
 forgive one that is missing; consistency models were distilled with it (Song et al., arXiv 2303.01469, section 5). The
 network here is VGG, which is not the one that ``gamengen evaluate`` measures with.
+
+What is recorded is asked for after real frames alone. A free play has gone another way, and asking for it there teaches
+to stand still, which no figure of single pictures tells: there the student keeps to what it did before.
 """
 
 from __future__ import annotations
@@ -17,7 +20,6 @@ from gamengen.autoencoder import FACTOR, Autoencoder, normalise
 from gamengen.denoiser import Denoiser
 from gamengen.devices import place
 from gamengen.diffusion import CONTEXT_NOISE_MAX, SamplerConfig, sample_next
-from gamengen.free_plays import FreePlays
 from gamengen.latents import LatentEpisodes, gather_steps, window_starts
 from gamengen.processes import share
 from gamengen.train_autoencoder import crop_offset
@@ -26,7 +28,6 @@ from gamengen.training import step_generator
 
 SEEN_SHARE = 5.0  # of the latents' error's gradient, where both reach the predicted latents
 CROP = (8, 10)  # positions of a latent that are decoded and compared
-LONGEST_PLAY = 12  # frames; later, what should be seen is no longer the recorded frame
 NOISE_SHARE = 0.5  # of the context's noise in the denoiser's training
 HELD_OUT_FRAMES = 16
 RATES = (0.003, 1.5e-4)  # learning rates of Muon and AdamW
@@ -38,7 +39,8 @@ class PerceptualTask(DenoiserTask):
     Contexts are those of the denoiser's training; three in eight are of free plays of the student's own, with one step.
 
     Args:
-        model: the student; it begins as what plays now.
+        model: the student; it begins as ``anchor``.
+        anchor: what plays now; the error of latents is from what it predicts.
         autoencoder: whose decoder, without the last frame in view, makes what is compared.
         train, held_out, seed, batch: as of :class:`gamengen.train_denoiser.DenoiserTask`.
         eyes: tells how far pictures (B, 3, H, W) are from others, (B,): LPIPS of VGG.
@@ -49,6 +51,7 @@ class PerceptualTask(DenoiserTask):
     def __init__(
         self,
         model: Denoiser,
+        anchor: Denoiser,
         autoencoder: Autoencoder,
         train: LatentEpisodes,
         held_out: LatentEpisodes,
@@ -58,32 +61,41 @@ class PerceptualTask(DenoiserTask):
     ) -> None:
         super().__init__(model, autoencoder, train, held_out, seed, batch)
         self._autoencoder.requires_grad_(False)
+        self._anchor = place(anchor, self._device).eval().requires_grad_(False)
         self._seen = place(eyes, self._device)
-        self._plays = FreePlays(self._train, int(batch * UNROLL_SHARE), model.config.context, LONGEST_PLAY)
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
-        """Weighted squared error of the predicted latents, and the distance of what they show from what they should."""
+        """Weighted squared error from the anchor's latents, and, after real frames, the distance of what is shown."""
         rng = np.random.default_rng([self._seed, step])
         generator = step_generator(self._seed, step, self._device)
-        whole = self._draw(rng, int(self._batch * UNROLL_SHARE))
+        unrolled = int(self._batch * UNROLL_SHARE)
+        whole = self._draw(rng, unrolled)
         context, held, target, weight = (share(part) for part in whole)
         draw = torch.rand(self._batch, generator=generator, device=self._device)
         level = NOISE_SHARE * CONTEXT_NOISE_MAX * share(draw).square()
         noise = [share(torch.randn(part.shape, generator=generator, device=self._device)) for part in whole[::2]]
         noised = context + level[:, None, None, None, None] * noise[0]
-        predicted = normalise(self._denoiser(noise[1], torch.ones_like(level), noised, held, level).float())
-        error = torch.einsum("dc,bchw->bdhw", self._metric, predicted - target)
+        given = (noise[1], torch.ones_like(level), noised, held, level)
+        predicted = normalise(self._denoiser(*given).float())
+        with torch.no_grad():
+            kept = normalise(self._anchor(*given).float())
+        error = torch.einsum("dc,bchw->bdhw", self._metric, predicted - kept)
         plain = (error.square().mean(dim=1) * weight).mean()
-        seen = self._distance(predicted, target, rng)
+        recorded = share(torch.arange(self._batch) < self._batch - unrolled).to(self._device)
+        seen = predicted.sum() * 0
+        if recorded.any():
+            seen = self._distance(predicted[recorded], target[recorded], rng).sum()
+        seen = seen * processes.count() / (self._batch - unrolled)
         squares = [
             float(torch.autograd.grad(part, predicted, retain_graph=True)[0].square().sum()) for part in (plain, seen)
         ]
         errors, seeing = (processes.average(square, self._device) ** 0.5 for square in squares)
         self._advance_plays(SamplerConfig(1), generator)
-        return plain + seen * (SEEN_SHARE * errors / (seeing + 1e-8))
+        # At first there is no error; how long a gradient is does not matter to the optimizer, so a trace is enough.
+        return plain + seen * (SEEN_SHARE * (errors + 1e-6) / (seeing + 1e-8))
 
     def _distance(self, predicted: torch.Tensor, target: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """LPIPS of crops of latents (B, C, h, w), decoded alone, the mean over the batch."""
+        """LPIPS of crops of latents (B, C, h, w), decoded alone, (B,)."""
         sizes = [min(most, size) for most, size in zip(CROP, target.shape[2:], strict=True)]
         offsets = [
             crop_offset(rng, FACTOR * size, FACTOR * crop) // FACTOR
@@ -93,7 +105,7 @@ class PerceptualTask(DenoiserTask):
         with torch.no_grad():
             wanted = self._autoencoder.decode(target[:, :, rows, columns]).float()
         shown = self._autoencoder.decode(predicted[:, :, rows, columns]).float()
-        return self._seen(wanted, shown).mean()
+        return self._seen(wanted, shown)
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """As the denoiser's; and ``seen``, the distance of frames predicted in one step, by the network in training."""
