@@ -403,6 +403,18 @@ def load_fitting(model: nn.Module, source: nn.Module) -> list[str]:
     return [name for name in own if name not in fitting]
 
 
+def check_fits(model: nn.Module, source: nn.Module, preset: str, config: CheckpointConfig) -> None:
+    """See that at least one tensor of ``source``, of the checkpoint of ``config``, fits ``model``, of ``preset``.
+
+    Raises:
+        CheckpointError: none does.
+    """
+    own, found = model.state_dict(), source.state_dict()
+    if not any(name in own and own[name].shape == value.shape for name, value in found.items() if value.ndim > 1):
+        what = f"nothing of the checkpoint fits the preset {preset}: it is {config.preset}"
+        raise CheckpointError(what, config.name, "give that --preset, or leave --init out")
+
+
 def git_commit() -> str:
     """The commit of the source tree that runs, or "" outside one."""
     root = Path(__file__).parents[1]

@@ -17,8 +17,9 @@ import torch
 from agents.agent import default_mix, make_agent, parse_mix
 from agents.environments import make_environment
 from agents.errors import CheckpointError, OptionError
-from gamengen.autoencoder import check_frame_size
-from gamengen.checkpoints import Checkpoint, check_writable, load_checkpoint, read_config, shipped_for
+from gamengen.autoencoder import Autoencoder, check_frame_size
+from gamengen.checkpoints import Checkpoint, check_fits, check_writable, load_checkpoint, read_config, shipped_for
+from gamengen.denoiser import Denoiser
 from gamengen.devices import choose_device, describe_device
 from gamengen.diffusion import SamplerConfig, check_seed
 from gamengen.evaluation.options import QUICK, EvaluateOptions
@@ -308,7 +309,12 @@ def _find_init(options: CreateOptions) -> Checkpoint | None:
     if options.from_scratch:
         return None
     if options.init is not None:
-        return load_checkpoint(options.init)
+        init = load_checkpoint(options.init)
+        with torch.device("meta"):  # of which only the shapes count
+            networks = Autoencoder(preset.autoencoder), Denoiser(preset.denoiser)
+        for network, source in zip(networks, (init.autoencoder, init.denoiser), strict=True):
+            check_fits(network, source, options.preset, init.config)  # told now, not after the recording
+        return init
     for folder in shipped_for(options.spec):
         if replace(read_config(folder).autoencoder, compensation=0, guided=False) == preset.autoencoder:
             return load_checkpoint(folder)

@@ -19,7 +19,7 @@ from torch import nn
 
 from agents.errors import CheckpointError, DataError
 from gamengen.autoencoder import FACTOR, Autoencoder
-from gamengen.checkpoints import Checkpoint, load_fitting
+from gamengen.checkpoints import Checkpoint, check_fits, load_fitting
 from gamengen.compensation import Camera
 from gamengen.denoiser import Denoiser, seeing_moved
 from gamengen.devices import Model, place
@@ -383,7 +383,6 @@ def _load_stage(model: Model, stage: Stage, name: str) -> Model:
 
 
 def _start_from(model: nn.Module, source: nn.Module, stage: Stage) -> None:
-    if len(load_fitting(model, source)) == len(model.state_dict()):
-        assert stage.init is not None
-        what = f"nothing of the checkpoint fits the preset {stage.preset}: it is {stage.init.config.preset}"
-        raise CheckpointError(what, stage.init.config.name, "give that --preset, or leave --init out")
+    assert stage.init is not None
+    check_fits(model, source, stage.preset, stage.init.config)
+    load_fitting(model, source)

@@ -368,3 +368,9 @@ def test_what_is_given_is_kept() -> None:
     plan = make_plan(options(Path("out"), frames=500, autoencoder_minutes=1.5, denoiser_minutes=2.5), "cpu", None)
     assert (plan.frames, plan.autoencoder_minutes, plan.denoiser_minutes) == (500, 1.5, 2.5)
     assert plan.record_seconds == 0, "there is a recording"
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_is_recorded(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nothing of the checkpoint fits the preset tiny: it is nano"):
+        create_game(options(tmp_path / "game", from_scratch=False, init="deathmatch", data=None))
+    assert not (tmp_path / "work").exists()
