@@ -75,7 +75,7 @@ class FrameMaker:
             return self._make(given[0], given[1], given[2], given[3], given[4], sampler)
 
         if self.mode == "compiled":
-            compiled = torch.compile(make, dynamic=False)
+            compiled = _compile(make, inputs)
             return _Graph(compiled, inputs) if self._device.type == "cuda" else compiled
         if self.mode == "graph":
             try:
@@ -111,6 +111,23 @@ class FrameMaker:
         frames = self._autoencoder.decode_frames(latent, Before(latents[:, -1], screen, actions, flow))
         logits = self._head(latents[:, -1], latent, actions[:, -1]) if self._head is not None else None
         return latent, frames, logits, flow
+
+
+def _compile(make: Callable[..., Outputs], inputs: Inputs) -> Callable[..., Outputs]:
+    """``make`` compiled for such inputs.
+
+    Raises:
+        OptionError: this machine cannot, as without a C++ compiler.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+    compiled = torch.compile(make, dynamic=False)
+    try:
+        compiled(*inputs)
+    except TorchDynamoException as error:
+        what = f"torch.compile does not work here ({str(error).strip().splitlines()[0][:120]})"
+        raise OptionError(what, "--mode compiled", "use --mode eager, or see what torch.compile needs") from error
+    return compiled
 
 
 class _Graph:

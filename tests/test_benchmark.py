@@ -104,6 +104,17 @@ def test_the_table_as_markdown(tmp_path: Path) -> None:
     assert "50 %" in lines[-1] and " - " in lines[-1]
 
 
+def test_where_nothing_can_be_compiled_it_says_so(made_up: MakeUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._dynamo
+    import torch._inductor.config
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    with pytest.raises(OptionError, match="torch.compile does not work here .* ; --mode compiled ; use --mode eager"):
+        NeuralGame(made_up(), "cpu", 1, mode="compiled").step([1, 0])
+
+
 def test_compiled_frames_are_the_same(made_up: MakeUp, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced as torch.compile traces, but not handed to a compiler, which takes a minute."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
