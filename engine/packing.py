@@ -107,7 +107,9 @@ class PackedUNet(nn.Module):
             for block in blocks:
                 assert isinstance(block, ResidualBlock) and block.film is not None
                 films.append(block.film)
-                made.append(PackedBlock(block))
+                one = PackedBlock(block)
+                one.film = None  # it is part of the one below
+                made.append(one)
             return made
 
         self.down, self.middle, self.up = packed(net.down), packed(net.middle), packed(net.up)
