@@ -67,6 +67,12 @@ def full_metrics() -> dict[str, Any]:
             "ends_expected": 0.87, "KILLCOUNT_auc": 0.991, "KILLCOUNT_expected": 1.03, "HEALTH_error": 0.517,
         },
         "drift": drift,
+        "turns": {
+            "spans": [
+                {"from": 1, "to": 16, "turns": 131, "real": {"right_way": 0.91, "pixels": 17.25, "at_rest": 0.95},
+                 "neural": {"right_way": 0.437, "pixels": 6.75, "at_rest": None}},
+            ],
+        },
         "no_action": {
             "frames": frames, "psnr": [26.25] * FRAMES, "sharpness": [8.75] * FRAMES, "real_sharpness": [9.25] * FRAMES
         },

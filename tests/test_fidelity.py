@@ -16,13 +16,13 @@ from agents.errors import DataError
 from gamengen.autoencoder import Before
 from gamengen.checkpoints import Checkpoint
 from gamengen.evaluation import drift, real_references, teacher_forced
-from gamengen.evaluation.drift import moves_view
 from gamengen.evaluation.intervals import ci95, pooled_psnr
 from gamengen.evaluation.parts import Parts
 from gamengen.evaluation.rare_parts import RareBlocks, events_at
 from gamengen.evaluation.real_game import RealGame
 from gamengen.evaluation.similarity import frame_psnr, frame_ssim, region_psnr, regions, sharpness
 from gamengen.evaluation.subject import Subject
+from gamengen.evaluation.turning import moves_view, sideways_motion, summarise_turns, turning
 from gamengen.evaluation.windows import Start
 from recorder.episodes import read_episode
 from recorder.recording import Recording
@@ -339,3 +339,39 @@ def test_parts_that_cannot_be_written(tmp_path: Path) -> None:
 )
 def test_what_moves_the_view(names: tuple[str, ...], held: tuple[int, ...], moves: bool) -> None:
     assert moves_view(ActionSet(names), np.array([held], np.float32)).tolist() == [moves]
+
+
+def panorama(shifts: list[int]) -> np.ndarray:
+    """Frames (N + 1, 120, 160, 3) of a wall that is turned past by so many pixels a frame."""
+    wall = np.random.default_rng(0).integers(0, 256, (30, 200), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+    at = 300 + np.cumsum([0, *shifts])
+    return np.stack([wall[:, x : x + 160, None].repeat(3, 2) for x in at])
+
+
+def test_how_far_the_view_turns() -> None:
+    shifts = [0, 5, -7, 20, -20, 1]
+    assert sideways_motion(panorama(shifts)).tolist() == shifts
+    assert sideways_motion(np.zeros((3, 48, 80, 3), np.uint8)).tolist() == [0, 0]
+    assert len(sideways_motion(panorama([]))) == 0
+
+
+def test_a_turn_counts_from_its_second_frame() -> None:
+    keys = ActionSet(("TURN_LEFT", "TURN_RIGHT", "ATTACK"))
+    held = np.array([[1, 0, 0], [1, 0, 1], [0, 1, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1]], np.float32)
+    assert turning(keys, held).tolist() == [0, -1, 0, 1, 0, 0]
+    assert turning(ActionSet(("LEFT", "RIGHT")), held[:, :2]).tolist() == [0] * 6
+
+
+def test_a_play_that_stands_still_does_not_turn() -> None:
+    ways = np.tile([0.0, 1.0, 1.0, -1.0], (2, 20))
+    real, still = 10 * ways, np.zeros_like(ways)
+    real[1, 70:] = np.nan
+    found = summarise_turns({"turning": ways, "real_sideways": real, "sideways": still}, 160)
+    assert found is not None
+    assert [(span["from"], span["to"], span["turns"]) for span in found["spans"]] == [
+        (1, 16, 24), (17, 64, 72), (65, 80, 16),
+    ]  # fmt: skip
+    for span in found["spans"]:
+        assert span["real"] == {"right_way": 1, "pixels": 10, "at_rest": 1}
+        assert span["neural"] == {"right_way": 0, "pixels": 0, "at_rest": 1}
+    assert summarise_turns({"turning": still, "real_sideways": real, "sideways": real}, 160) is None

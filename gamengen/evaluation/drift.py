@@ -15,6 +15,7 @@ from gamengen.evaluation.intervals import ci95, rounded, rounded_list
 from gamengen.evaluation.rare_parts import RareBlocks
 from gamengen.evaluation.similarity import frame_psnr, sharpness
 from gamengen.evaluation.subject import Subject, follow
+from gamengen.evaluation.turning import moves_view, sideways_motion, turning
 from gamengen.evaluation.windows import Start
 from recorder.episodes import read_actions, read_episode
 from recorder.pictures import VideoWriter, draw_held_keys
@@ -30,8 +31,6 @@ READ_FRAMES = 64  # of each free play, from which the actions are read back: lat
 SETTLE_FRAMES = 16  # at the start: what is on screen there still comes from the real frame before
 ANCHOR_FRAMES = 16  # after those, from which a play's changes are measured
 START_FRAMES = 64
-CAMERA = (("TURN", "LOOK"), ("MOVE", "STRAFE"))  # the first of these that the game has
-OPPOSITE = {"_LEFT": ("_RIGHT", -1.0), "_BACKWARD": ("_FORWARD", -1.0), "_DOWN": ("_UP", -1.0)}
 
 Values = dict[str, np.ndarray]
 
@@ -65,7 +64,8 @@ def measure_rollouts(
 
     Returns:
         Arrays by name, the first axis over starts: ``psnr``, ``still_psnr``, ``sharpness``, ``real_sharpness``,
-        ``lpips``, ``unusual``, ``real_unusual`` (S, count), NaN where not known; ``statistics`` and ``moving`` for the
+        ``lpips``, ``unusual``, ``real_unusual``, ``sideways``, ``real_sideways`` (S, count), NaN where not known;
+        ``turning`` (S, count), of :func:`gamengen.evaluation.turning.turning`; ``statistics`` and ``moving`` for the
         collapse detector; ``owner`` (S,); and over all starts ``held``/``neural_held``/``real_held`` (N, A) and
         ``real_clips_<T>``/``neural_clips_<T>`` (N, F). And (real, neural, actions) of each start.
     """
@@ -88,6 +88,8 @@ def measure_rollouts(
             "still_psnr": frame_psnr(real, np.broadcast_to(first[number, -1], real.shape)),
             "sharpness": sharpness(frames),
             "real_sharpness": sharpness(real),
+            "sideways": sideways_motion(np.concatenate([first[number, -1:], frames])),
+            "real_sideways": sideways_motion(np.concatenate([first[number, -1:], real])),
         }
         if lpips is not None:
             picks = np.arange(0, len(real), LPIPS_EVERY)
@@ -97,6 +99,7 @@ def measure_rollouts(
             row |= {"unusual": rare.shares(frames), "real_unusual": rare.shares(real)}
         rows: Values = {name: _filled(curve, count) for name, curve in row.items()}
         rows["statistics"] = frame_statistics(np.concatenate([first[number, -1:], frames]))[1:]
+        rows["turning"] = turning(subject.config.action_set, actions[number])[context - 1 : context - 1 + count]
         rows["moving"] = moves_view(subject.config.action_set, held[:count])
         rows["owner"] = np.array(float(starts[number][0].seed))
         for name, array in rows.items():
@@ -242,22 +245,6 @@ def _read_back(judge: Judge, played: list[tuple[np.ndarray, np.ndarray, np.ndarr
 def _endless_actions(info: Any, start: int, length: int) -> np.ndarray:
     actions = read_actions(info.path)
     return np.resize(np.roll(actions, -start, axis=0), (length, actions.shape[1]))
-
-
-def moves_view(action_set: ActionSet, held: np.ndarray) -> np.ndarray:
-    """Whether something that moves the view is held, (N,) bool; opposite keys together do not.
-
-    Where a game has keys to turn, those to walk are left out: against a wall they move nothing.
-    """
-    found = next((kind for kind in CAMERA if any(name.startswith(kind) for name in action_set.names)), None)
-    axes: dict[str, np.ndarray] = {}
-    for name, values in zip(action_set.names, (held - action_set.rest).T, strict=True):
-        if found is None or name.startswith(found):
-            ending = next((ending for ending in OPPOSITE if name.endswith(ending)), None)
-            other, sign = OPPOSITE[ending] if ending else ("", 1.0)
-            axis = name.removesuffix(ending) + other if ending else name
-            axes[axis] = axes.get(axis, 0.0) + sign * values
-    return np.abs(np.stack(list(axes.values()))).max(axis=0) > 0.1
 
 
 def _filled(values: np.ndarray, count: int) -> np.ndarray:

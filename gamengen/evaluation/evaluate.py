@@ -17,7 +17,6 @@ from gamengen.evaluation.collapse import frame_statistics
 from gamengen.evaluation.drift import (
     CLIP_FRAMES,
     measure_rollouts,
-    moves_view,
     save_side_by_side,
     summarise_collapse,
     summarise_rollouts,
@@ -28,6 +27,7 @@ from gamengen.evaluation.rare_parts import RareBlocks
 from gamengen.evaluation.results import VIDEOS, command_line, write_results
 from gamengen.evaluation.subject import Subject
 from gamengen.evaluation.teacher_forced import STEPS, measure_windows, summarise_windows
+from gamengen.evaluation.turning import moves_view, summarise_turns
 from gamengen.evaluation.windows import Start, check_fit, seen_episodes, spread_windows, unseen_episodes
 from gamengen.latents import weights_hash
 from recorder.episodes import EpisodeInfo, read_episode
@@ -163,7 +163,7 @@ class _Evaluation:
     # --- free play
 
     def _free_play(self) -> dict[str, Any]:
-        names = ("drift", "collapse", "action_f1", "action_shift", "frechet")
+        names = ("drift", "turns", "collapse", "action_f1", "action_shift", "frechet")
         found: dict[str, Any] = dict.fromkeys(names)
         if not {"drift", "collapse", "actions", "frechet"} & set(self._options.measures):
             return found
@@ -194,12 +194,19 @@ class _Evaluation:
                 show(done + len(group) * options.rollout_frames, "")
         self._plays = {name: np.concatenate([part[name] for part in parts if name in part]) for name in parts[0]}
         found["drift"] = summarise_rollouts(self._plays, self._checkpoint.config.sampler.steps)
+        found["turns"] = self._turns()
         if "collapse" in options.measures:
             found["collapse"] = self._guarded("collapse", self._collapse)
         if self._judge is not None and "actions" in options.measures:
             found |= self._actions()
         if features is not None:
             found["frechet"] = self._guarded("frechet", lambda: self._frechet(features.name))
+        return found
+
+    def _turns(self) -> dict[str, Any] | None:
+        found = summarise_turns(self._plays, self._checkpoint.config.width)
+        if found is None:
+            self._not_measured["turns"] = "no recorded action turns the view"
         return found
 
     def _show_play(self, played: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 
 from agents.agent import Agent
 from gamengen.evaluation.collapse import STATISTICS, frame_statistics
-from gamengen.evaluation.drift import moves_view
 from gamengen.evaluation.intervals import rounded
 from gamengen.evaluation.rare_parts import RareBlocks
 from gamengen.evaluation.subject import Subject
+from gamengen.evaluation.turning import moves_view
 from gamengen.evaluation.windows import Start
 from recorder.episodes import read_episode
 

@@ -10,6 +10,7 @@ from gamengen.evaluation import plots
 from gamengen.evaluation.similarity import STILL_PSNR
 from gamengen.evaluation.tables import MISSING, minus, number, percent, signed, steps_label, table, with_interval
 from gamengen.evaluation.teacher_forced import TURNING_DEGREES
+from gamengen.evaluation.turning import RIGHT_WAY
 
 Metrics = dict[str, Any]
 Lines = list[str]
@@ -168,6 +169,25 @@ def _drift(metrics: Metrics) -> list[Lines]:
         rows.append([*row, *(number(part.get(name), 4) for name in ("unusual", "real_unusual"))])
     head = ["frames", "PSNR", "PSNR, start held", "LPIPS", "sharpness", "real sharpness", "unusual", "real unusual"]
     return [[text], table(head, rows) if rows else []]
+
+
+def _turns(metrics: Metrics) -> list[Lines]:
+    text = (
+        "In the same free plays: while a key to turn is held, and was in the frame before, does the picture move "
+        f"that way, by {RIGHT_WAY:.2%} of its width or more, and how far? The motion is read from real and neural "
+        "pictures in the same way, as the shift that fits best; so real pictures show how far that reading can be "
+        "trusted. *At rest* is how often the view stays while nothing turns it. A model that stands still may make "
+        "good single pictures; this tells."
+    )
+    rows = []
+    for span in metrics["turns"]["spans"]:
+        row = [f"{span['from']}-{span['to']}", str(span["turns"])]
+        for name, show in (("right_way", percent), ("pixels", number), ("at_rest", percent)):
+            found = [span[side][name] for side in ("real", "neural")]
+            row += [MISSING if value is None else show(value) for value in found]
+        rows.append(row)
+    head = ["frames", "turns", "right way, real", "neural", "pixels, real", "neural", "at rest, real", "neural"]
+    return [[text], table(head, rows)]
 
 
 def _no_action(metrics: Metrics) -> list[Lines]:
@@ -340,6 +360,7 @@ SECTIONS = (
     Section("Still, moving and turning", ("motion",), _motion),
     Section("What is rare", ("rare",), _rare),
     Section("Free play", ("drift",), _drift, (plots.DRIFT, plots.SHARPNESS)),
+    Section("Turns in free play", ("turns",), _turns),
     Section("Free play without a key", ("no_action",), _no_action),
     Section("Collapse", ("collapse",), _collapse),
     Section("Long play", ("long",), _long),
