@@ -170,28 +170,6 @@ def test_a_few_broken_frames_are_no_collapse(play: Play) -> None:
     assert play.first(frames) is not None, "but many are, though they pass"
 
 
-def test_a_checkpoint_that_blurs_from_the_first_frame(play: Play) -> None:
-    soft = blurred(play.frames[: COLLAPSE + 60], 3).astype(np.uint8)
-    assert play.first(soft) is not None, "or else there is nothing to adapt to"
-    real = frame_statistics(play.frames[:100])
-    detector = play.detector.adapted(real, frame_statistics(soft[:100]))
-    moving = play.moving[: len(soft)]
-    assert detector.first_collapse(frame_statistics(soft), moving) is None
-    soft[COLLAPSE:] = 128
-    first = detector.first_collapse(frame_statistics(soft), moving)
-    assert first is not None
-    assert COLLAPSE <= first < COLLAPSE + 32
-
-
-def test_adapting_to_a_collapsed_checkpoint_does_not_hide_it(play: Play) -> None:
-    real = frame_statistics(play.frames[:100])
-    grey = frame_statistics(np.full_like(play.frames[:100], 128))
-    assert play.detector.adapted(real, grey).first_collapse(grey) == 15
-    same = play.detector.adapted(real, real)
-    assert np.array_equal(same.centre, play.detector.centre)
-    assert same.thresholds == play.detector.thresholds
-
-
 def made_up_play(rng: np.random.Generator, length: int = 120) -> np.ndarray:
     """Statistics that wander slowly about a place of their own, as episodes do."""
     noise = rng.normal(size=(length, len(STATISTICS)))

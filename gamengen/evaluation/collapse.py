@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -35,8 +35,7 @@ TOLERANCE = np.array([0.05] * SHARPNESS + [0.01] * (len(STATISTICS) - 1 - SHARPN
 MARGIN = 0.25
 SMALLEST_MARGIN = {"picture": 0.25, "flicker": 0.25, "frozen": 0.7}
 STILL = -math.log(0.1 + 0.25)  # the score ``frozen`` of a mean change of a quarter of a grey level
-# How far a checkpoint's own look may be from the real game's: sharpness, other statistics, motion.
-MOST_SHARPNESS, MOST_OTHER, MOST_MOTION = 1.5, 0.05, 0.7
+MOST_MOTION = 0.7  # by how much a play's own motion may be from the real game's, at most: a factor of 2
 
 
 def frame_statistics(frames: np.ndarray) -> np.ndarray:
@@ -173,32 +172,6 @@ class CollapseDetector:
         learned = {name: values for name, values in known.items() if len(values) >= FEWEST_SEQUENCES}
         thresholds = {name: _bound(name, values, false_alarm / len(learned)) for name, values in learned.items()}
         return cls(window, false_alarm, *gaussians.of_all(), thresholds, len(chosen))
-
-    def adapted(self, real: np.ndarray, predicted: np.ndarray) -> CollapseDetector:
-        """The detector for a checkpoint whose frames look a little different from the first one on.
-
-        A small autoencoder blurs, and that is no collapse: what free play adds to it is. The centre and the
-        thresholds of the motion are moved by the mean difference between the checkpoint's predictions of one frame,
-        each from real frames, and the real frames: the sharpness by at most a factor of 4.5, other statistics
-        by at most 0.05 and the motion by at most a factor of 2. A checkpoint that is further off than that has
-        collapsed from its first frame.
-
-        Args:
-            real: statistics (M, 34) of consecutive frames of real play, of one episode or of several end to end.
-            predicted: statistics (M, 34) of the predictions of the same frames.
-        """
-        assert real.shape == predicted.shape and real.shape[1] == len(STATISTICS), (real.shape, predicted.shape)
-        most = np.where(np.arange(len(TOLERANCE)) < SHARPNESS, MOST_SHARPNESS, MOST_OTHER)
-        shift = np.clip((predicted - real)[:, :-1].mean(axis=0), -most, most)
-        motions = np.stack([real[:, -1], predicted[:, -1]])
-        lively = motions[:, motions[0] >= np.median(motions[0])]
-        flicker, livelier = np.log(np.exp(motions).mean(axis=1)), lively.mean(axis=1)
-        moves = {"picture": 0.0, "flicker": flicker[1] - flicker[0], "frozen": livelier[0] - livelier[1]}
-        thresholds = {
-            name: threshold + float(np.clip(moves[name], -MOST_MOTION, MOST_MOTION))
-            for name, threshold in self.thresholds.items()
-        }
-        return replace(self, centre=self.centre + shift, thresholds=thresholds)
 
     def scores(self, statistics: np.ndarray, moving: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """How far each window is above the thresholds: (M - window + 1,) by score; more than 0 is alarmed.
