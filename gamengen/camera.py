@@ -136,12 +136,12 @@ def match_motion(last: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor
 def usual_motions(height: int, width: int) -> torch.Tensor:
     """Flows in pixels (M, 2, height, width), the first of them none: turns, shifts and zooms of the whole view.
 
-    Turns are those of a camera that sees 90 degrees.
+    Turns are those of :func:`turn_coefficients`.
     """
-    rows = [(0.0,) * 8]
+    rows: list[tuple[float, ...]] = [(0.0,) * 8]
     for degrees in TURNS:
         for angle in (math.radians(degrees), -math.radians(degrees)):
-            rows.append((0, 0, math.tan(angle), 0, 1 / math.cos(angle) - 1, 0, -math.tan(angle), 0))
+            rows.append(turn_coefficients(angle))
     for pixels in SHIFTS:
         for across in (2 * pixels / (FLOW_PIXELS * width), -2 * pixels / (FLOW_PIXELS * width)):
             down = across * width / height
@@ -149,3 +149,11 @@ def usual_motions(height: int, width: int) -> torch.Tensor:
     for zoom in (*ZOOMS, *(-zoom for zoom in ZOOMS)):
         rows.append((zoom, 0, 0, 0, zoom, 0, 0, 0))
     return homography_flow(torch.tensor(rows), height, width)
+
+
+def turn_coefficients(angle: float) -> tuple[float, ...]:
+    """The homography by which a camera that sees 90 degrees turns to the right by ``angle``, in radians.
+
+    As :func:`gamengen.compensation.homography_flow` takes it.
+    """
+    return (0, 0, math.tan(angle), 0, 1 / math.cos(angle) - 1, 0, -math.tan(angle), 0)

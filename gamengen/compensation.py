@@ -178,7 +178,12 @@ def warp(pixels: torch.Tensor, flow: torch.Tensor, mode: str = "bilinear") -> to
     A picture that is moved again and again wants the ``mode`` "bicubic": after eight turns a tenth of its sharpness
     is left by "bilinear", four tenths by that.
     """
-    places, unit = _places(*pixels.shape[2:], pixels.device)
-    fine = F.interpolate(flow * unit, size=pixels.shape[2:], mode="bilinear", align_corners=False)
-    grid = (fine + places).permute(0, 2, 3, 1)
+    grid = sampling_grid(flow, *pixels.shape[2:])
     return F.grid_sample(pixels, grid, mode=mode, padding_mode="border", align_corners=False)
+
+
+def sampling_grid(flow: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Where a picture of this size is taken from, (B, height, width, 2) from -1 to 1, by ``flow`` in its pixels."""
+    places, unit = _places(height, width, flow.device)
+    fine = F.interpolate(flow * unit, size=(height, width), mode="bilinear", align_corners=False)
+    return (fine + places).permute(0, 2, 3, 1)

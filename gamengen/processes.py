@@ -54,9 +54,14 @@ def count() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
+def rank() -> int:
+    """Which of them this process is, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
 def is_first() -> bool:
     """Whether this process writes what all have made."""
-    return not distributed.is_initialized() or distributed.get_rank() == 0
+    return rank() == 0
 
 
 @contextmanager
@@ -73,7 +78,7 @@ def share(whole: torch.Tensor) -> torch.Tensor:
     """This process's part of a batch (B, ...), (B / count, ...)."""
     if count() == 1:
         return whole
-    return whole.chunk(count())[distributed.get_rank()]
+    return whole.chunk(count())[rank()]
 
 
 def check_batch(batch: int) -> None:

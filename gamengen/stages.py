@@ -41,7 +41,7 @@ from gamengen.train_student import STUDENT_STEPS, StudentTask
 from gamengen.training import Trainer, TrainOptions, load_finished
 from recorder.recording import Recording, write_json
 
-BATCH = {"autoencoder": 16, "flow": 48, "denoiser": 16, "student": 16, "perceptual": 12, "decoder": 8, "outcome": 128}
+BATCH = {"autoencoder": 16, "flow": 48, "denoiser": 16, "student": 16, "perceptual": 32, "decoder": 8, "outcome": 128}
 BEGUN = "begun.json"  # what a denoiser's training started from
 STAGES = ("autoencoder", "flow", "denoiser", "student", "decoder", "outcome")
 CUDA_BATCH_FACTOR = 8  # a GPU is only busy with many samples at once
@@ -308,7 +308,11 @@ def fit_student(
 
 
 def fit_perceptual(
-    stage: Stage, latents: tuple[LatentEpisodes, LatentEpisodes], eyes: Lpips, options: TrainOptions
+    stage: Stage,
+    latents: tuple[LatentEpisodes, LatentEpisodes],
+    eyes: Lpips,
+    options: TrainOptions,
+    own_frames: int = 0,
 ) -> Denoiser:
     """The denoiser of the checkpoint ``stage.init`` trained on by what is seen, or loaded where that is done."""
     assert stage.init is not None
@@ -318,7 +322,8 @@ def fit_perceptual(
     _check_made_for(folder, "denoiser", stage.init.denoiser)
     _note_beginning(stage.init, folder)
     if not load_finished(model, folder, options):
-        task = PerceptualTask(model, anchor, autoencoder, *latents, stage.seed + 6, eyes, stage.batch("perceptual"))
+        batch = stage.batch("perceptual")
+        task = PerceptualTask(model, anchor, autoencoder, *latents, stage.seed + 6, eyes, batch, own_frames)
         Trainer(task, options, folder).run()
     return model.eval()
 

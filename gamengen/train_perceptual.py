@@ -5,8 +5,10 @@ fits no frame before it. LPIPS (Zhang et al., arXiv 1801.03924) forgives a brick
 forgive one that is missing; consistency models were distilled with it (Song et al., arXiv 2303.01469, section 5). The
 network here is VGG, which is not the one that ``gamengen evaluate`` measures with.
 
-What is recorded is asked for after real frames alone. A free play has gone another way, and asking for it there teaches
-to stand still, which no figure of single pictures tells: there the student keeps to what it did before.
+After real frames what is recorded is asked for, by the squared error of latents and by what is seen of a part of the
+picture, drawn where something is unusual more often. After the student's own frames too, but only for as many as the
+play keeps near the recording: where the player walks it soon goes another way, and asking for the recording then
+teaches to stand still, which no figure of single pictures tells. There the student keeps to what it did before.
 """
 
 from __future__ import annotations
@@ -16,17 +18,18 @@ import torch
 from torch import nn
 
 from gamengen import processes
-from gamengen.autoencoder import FACTOR, Autoencoder, normalise
+from gamengen.autoencoder import Autoencoder, normalise
 from gamengen.denoiser import Denoiser
 from gamengen.devices import place
 from gamengen.diffusion import CONTEXT_NOISE_MAX, SamplerConfig, sample_next
+from gamengen.free_plays import LONGEST_PLAY
 from gamengen.latents import LatentEpisodes, gather_steps, window_starts
 from gamengen.processes import share
-from gamengen.train_autoencoder import crop_offset
 from gamengen.train_denoiser import UNROLL_SHARE, DenoiserTask
 from gamengen.training import step_generator
 
 SEEN_SHARE = 5.0  # of the latents' error's gradient, where both reach the predicted latents
+SEEN = 0.25  # of a batch: to decode and compare a frame takes eight times as long as to predict it
 CROP = (8, 10)  # positions of a latent that are decoded and compared
 NOISE_SHARE = 0.5  # of the context's noise in the denoiser's training
 HELD_OUT_FRAMES = 16
@@ -40,10 +43,12 @@ class PerceptualTask(DenoiserTask):
 
     Args:
         model: the student; it begins as ``anchor``.
-        anchor: what plays now; the error of latents is from what it predicts.
+        anchor: what plays now.
         autoencoder: whose decoder, without the last frame in view, makes what is compared.
         train, held_out, seed, batch: as of :class:`gamengen.train_denoiser.DenoiserTask`.
         eyes: tells how far pictures (B, 3, H, W) are from others, (B,): LPIPS of VGG.
+        own_frames: own plays have at most so many frames, and the recorded frame is asked for after them; 0: they are
+            longer, and what ``anchor`` predicts is asked for.
     """
 
     name = "perceptual"
@@ -57,15 +62,17 @@ class PerceptualTask(DenoiserTask):
         held_out: LatentEpisodes,
         seed: int,
         eyes: nn.Module,
-        batch: int = 12,
+        batch: int = 32,
+        own_frames: int = 0,
     ) -> None:
-        super().__init__(model, autoencoder, train, held_out, seed, batch)
+        super().__init__(model, autoencoder, train, held_out, seed, batch, longest_play=own_frames or LONGEST_PLAY)
         self._autoencoder.requires_grad_(False)
         self._anchor = place(anchor, self._device).eval().requires_grad_(False)
         self._seen = place(eyes, self._device)
+        self._follows = own_frames > 0
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
-        """Weighted squared error from the anchor's latents, and, after real frames, the distance of what is shown."""
+        """Weighted squared error of latents, and, where what is recorded is asked for, how far off it looks."""
         rng = np.random.default_rng([self._seed, step])
         generator = step_generator(self._seed, step, self._device)
         unrolled = int(self._batch * UNROLL_SHARE)
@@ -77,35 +84,55 @@ class PerceptualTask(DenoiserTask):
         noised = context + level[:, None, None, None, None] * noise[0]
         given = (noise[1], torch.ones_like(level), noised, held, level)
         predicted = normalise(self._denoiser(*given).float())
-        with torch.no_grad():
-            kept = normalise(self._anchor(*given).float())
-        error = torch.einsum("dc,bchw->bdhw", self._metric, predicted - kept)
+        asked = self._batch if self._follows else self._batch - unrolled  # so many, from the first on
+        if not self._follows:
+            with torch.no_grad():
+                kept = normalise(self._anchor(*given).float())
+            own = share(torch.arange(self._batch) >= asked).to(self._device)
+            target = torch.where(own[:, None, None, None], kept, target)
+        error = torch.einsum("dc,bchw->bdhw", self._metric, predicted - target)
         plain = (error.square().mean(dim=1) * weight).mean()
-        recorded = share(torch.arange(self._batch) < self._batch - unrolled).to(self._device)
-        seen = predicted.sum() * 0
-        if recorded.any():
-            seen = self._distance(predicted[recorded], target[recorded], rng).sum()
-        seen = seen * processes.count() / (self._batch - unrolled)
+        picks = rng.permutation(asked)[: max(1, int(SEEN * self._batch))]
+        seen = self._distance(predicted, target, whole[3], picks, rng)
         squares = [
             float(torch.autograd.grad(part, predicted, retain_graph=True)[0].square().sum()) for part in (plain, seen)
         ]
         errors, seeing = (processes.average(square, self._device) ** 0.5 for square in squares)
         self._advance_plays(SamplerConfig(1), generator)
-        # At first there is no error; how long a gradient is does not matter to the optimizer, so a trace is enough.
-        return plain + seen * (SEEN_SHARE * (errors + 1e-6) / (seeing + 1e-8))
+        return plain + seen * (SEEN_SHARE * errors / (seeing + 1e-8))
 
-    def _distance(self, predicted: torch.Tensor, target: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """LPIPS of crops of latents (B, C, h, w), decoded alone, (B,)."""
-        sizes = [min(most, size) for most, size in zip(CROP, target.shape[2:], strict=True)]
-        offsets = [
-            crop_offset(rng, FACTOR * size, FACTOR * crop) // FACTOR
-            for size, crop in zip(target.shape[2:], sizes, strict=True)
-        ]
-        rows, columns = (slice(first, first + size) for first, size in zip(offsets, sizes, strict=True))
+    def _distance(
+        self,
+        predicted: torch.Tensor,
+        target: torch.Tensor,
+        weights: torch.Tensor,
+        picks: np.ndarray,
+        rng: np.random.Generator,
+    ) -> torch.Tensor:
+        """Mean LPIPS of crops of latents (B, C, h, w), decoded alone, of those of the whole batch that are picked.
+
+        A crop holds a position that is drawn by ``weights``, which are of the whole batch.
+        """
+        height, width = (min(most, size) for most, size in zip(CROP, target.shape[2:], strict=True))
+        first = len(target) * processes.rank()
+        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for pick in picks:
+            chances = weights[pick].flatten().double().cpu().numpy()
+            at = np.unravel_index(rng.choice(len(chances), p=chances / chances.sum()), target.shape[2:])
+            top, left = (
+                int(np.clip(middle - rng.integers(crop), 0, size - crop))
+                for middle, crop, size in zip(at, (height, width), target.shape[2:], strict=True)
+            )
+            if first <= pick < first + len(target):
+                part = (pick - first, slice(None), slice(top, top + height), slice(left, left + width))
+                pairs.append((predicted[part], target[part]))
+        if not pairs:
+            return predicted.sum() * 0
+        shown, wanted = (torch.stack(parts) for parts in zip(*pairs, strict=True))
         with torch.no_grad():
-            wanted = self._autoencoder.decode(target[:, :, rows, columns]).float()
-        shown = self._autoencoder.decode(predicted[:, :, rows, columns]).float()
-        return self._seen(wanted, shown)
+            recorded = self._autoencoder.decode(wanted).float()
+        seen = self._seen(recorded, self._autoencoder.decode(shown).float())
+        return seen.sum() * processes.count() / len(picks)
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """As the denoiser's; and ``seen``, the distance of frames predicted in one step, by the network in training."""

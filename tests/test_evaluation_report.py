@@ -69,8 +69,8 @@ def full_metrics() -> dict[str, Any]:
         "drift": drift,
         "turns": {
             "spans": [
-                {"from": 1, "to": 16, "turns": 131, "real": {"right_way": 0.91, "pixels": 17.25, "at_rest": 0.95},
-                 "neural": {"right_way": 0.437, "pixels": 6.75, "at_rest": None}},
+                {"from": 1, "to": 16, "turns": 131, "real": {"right_way": 0.91, "degrees": 6.25},
+                 "neural": {"right_way": 0.437, "degrees": 1.75}},
             ],
         },
         "no_action": {

@@ -22,7 +22,7 @@ from gamengen.evaluation.rare_parts import RareBlocks, events_at
 from gamengen.evaluation.real_game import RealGame
 from gamengen.evaluation.similarity import frame_psnr, frame_ssim, region_psnr, regions, sharpness
 from gamengen.evaluation.subject import Subject
-from gamengen.evaluation.turning import moves_view, sideways_motion, summarise_turns, turning
+from gamengen.evaluation.turning import moves_view, summarise_turns, told_turns, turned, turning
 from gamengen.evaluation.windows import Start
 from recorder.episodes import read_episode
 from recorder.recording import Recording
@@ -341,18 +341,25 @@ def test_what_moves_the_view(names: tuple[str, ...], held: tuple[int, ...], move
     assert moves_view(ActionSet(names), np.array([held], np.float32)).tolist() == [moves]
 
 
-def panorama(shifts: list[int]) -> np.ndarray:
-    """Frames (N + 1, 120, 160, 3) of a wall that is turned past by so many pixels a frame."""
-    wall = np.random.default_rng(0).integers(0, 256, (30, 200), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
-    at = 300 + np.cumsum([0, *shifts])
-    return np.stack([wall[:, x : x + 160, None].repeat(3, 2) for x in at])
+def panorama(degrees: list[float]) -> np.ndarray:
+    """Frames (N + 1, 120, 160, 3) of a wall all round, seen over 90 degrees and turned past by so many a frame."""
+    wall = np.random.default_rng(0).integers(0, 256, (360, 30), dtype=np.uint8)
+    y, x = np.meshgrid((np.arange(120) - 59.5) / 80, (np.arange(160) - 79.5) / 80, indexing="ij")
+    frames = []
+    for angle in np.cumsum([180.0, *degrees]):
+        around, up = angle + np.degrees(np.arctan(x)), y / np.hypot(1, x)
+        frames.append(wall[around.astype(int) % 360, (15 + 12 * up).astype(int)])
+    return np.stack(frames)[..., None].repeat(3, axis=-1)
 
 
 def test_how_far_the_view_turns() -> None:
-    shifts = [0, 5, -7, 20, -20, 1]
-    assert sideways_motion(panorama(shifts)).tolist() == shifts
-    assert sideways_motion(np.zeros((3, 48, 80, 3), np.uint8)).tolist() == [0, 0]
-    assert len(sideways_motion(panorama([]))) == 0
+    degrees = [0, 6, -4.5, 12, -12, 3]
+    frames = panorama(degrees)
+    frames[:, 30:60, 60:100] = 255  # what stands still on the screen is no evidence
+    told = turned(frames, np.array([True] * 5 + [False]))
+    assert told[:5].tolist() == degrees[:5]
+    assert np.isnan(told[5])
+    assert turned(np.zeros((3, 48, 80, 3), np.uint8), np.ones(2, bool)).tolist() == [0, 0]
 
 
 def test_a_turn_counts_from_its_second_frame() -> None:
@@ -362,16 +369,22 @@ def test_a_turn_counts_from_its_second_frame() -> None:
     assert turning(ActionSet(("LEFT", "RIGHT")), held[:, :2]).tolist() == [0] * 6
 
 
+def test_of_a_long_play_every_fourth_turn_is_told() -> None:
+    told = told_turns(np.array([1.0, 0.0] * 60))
+    assert told[:64].sum() == 32
+    assert np.flatnonzero(told[64:]).tolist() == list(range(0, 56, 4))
+
+
 def test_a_play_that_stands_still_does_not_turn() -> None:
     ways = np.tile([0.0, 1.0, 1.0, -1.0], (2, 20))
-    real, still = 10 * ways, np.zeros_like(ways)
+    real, still = 6 * ways, np.zeros_like(ways)
     real[1, 70:] = np.nan
-    found = summarise_turns({"turning": ways, "real_sideways": real, "sideways": still}, 160)
+    found = summarise_turns({"turning": ways, "real_turned": real, "turned": still})
     assert found is not None
     assert [(span["from"], span["to"], span["turns"]) for span in found["spans"]] == [
         (1, 16, 24), (17, 64, 72), (65, 80, 16),
     ]  # fmt: skip
     for span in found["spans"]:
-        assert span["real"] == {"right_way": 1, "pixels": 10, "at_rest": 1}
-        assert span["neural"] == {"right_way": 0, "pixels": 0, "at_rest": 1}
-    assert summarise_turns({"turning": still, "real_sideways": real, "sideways": real}, 160) is None
+        assert span["real"] == {"right_way": 1, "degrees": 6}
+        assert span["neural"] == {"right_way": 0, "degrees": 0}
+    assert summarise_turns({"turning": still, "real_turned": real, "turned": real}) is None

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -48,10 +49,10 @@ def game(make_recording: Make, made_up: MakeUp, tmp_path: Path) -> tuple[Checkpo
     return checkpoint, list(load_latents(tmp_path / "latents", checkpoint.autoencoder))
 
 
-def make_task(game: tuple[Checkpoint, list[LatentEpisodes]], eyes: nn.Module) -> PerceptualTask:
+def make_task(game: tuple[Checkpoint, list[LatentEpisodes]], eyes: nn.Module, own_frames: int = 0) -> PerceptualTask:
     checkpoint, latents = game
     parts = map(copy.deepcopy, (checkpoint.denoiser, checkpoint.denoiser, checkpoint.autoencoder))
-    return PerceptualTask(*parts, *latents, 0, eyes, batch=8)
+    return PerceptualTask(*parts, *latents, 0, eyes, batch=8, own_frames=own_frames)
 
 
 class Darkness(nn.Module):
@@ -70,9 +71,44 @@ def test_what_is_seen_counts_beside_the_error(
         monkeypatch.setattr(gamengen.train_perceptual, "SEEN_SHARE", share)
         task = make_task(game, Darkness())
         decoder = weights_hash(task._autoencoder)
-        found[share] = Trainer(task, TrainOptions(steps=60, ema=0.9), tmp_path / str(share)).run()
+        found[share] = Trainer(task, TrainOptions(steps=40, ema=0.9), tmp_path / str(share)).run()
         assert weights_hash(task._autoencoder) == decoder, "the decoder stays as it is"
     assert found[SEEN_SHARE]["seen"] < found[0.0]["seen"] - 0.02
+
+
+@pytest.mark.parametrize("own_frames", [0, 4])
+def test_after_own_frames_the_recording_is_asked_for_or_what_it_did(
+    game: tuple[Checkpoint, list[LatentEpisodes]], own_frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gamengen.train_perceptual, "SEEN_SHARE", 0.0)
+    task = make_task(game, Darkness(), own_frames)
+    rng = np.random.default_rng([0, 0])
+    with torch.no_grad():
+        target = copy.deepcopy(task)._draw(rng, 3)[2]
+    asked: list[torch.Tensor] = []
+    monkeypatch.setattr(task, "_distance", lambda predicted, wanted, *_: (asked.append(wanted), predicted.sum() * 0)[1])
+    task.loss(0, 0.0)
+    assert torch.equal(asked[0][:5], target[:5])
+    assert torch.equal(asked[0][5:], target[5:]) == (own_frames > 0)
+
+
+def test_what_is_unusual_is_looked_at(game: tuple[Checkpoint, list[LatentEpisodes]]) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Eyes(nn.Module):
+        def forward(self, real: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+            seen.append(other.detach())
+            return other.mean(dim=(1, 2, 3))
+
+    task = make_task(game, Eyes())
+    task._autoencoder.decode = lambda latents: latents  # type: ignore[method-assign]
+    latents = torch.zeros(8, 8, 15, 20)
+    latents[:, :, 14, 0] = 1
+    weights = torch.zeros(8, 15, 20)
+    weights[:, 14, 0] = 1
+    task._distance(latents, latents, weights, np.array([1, 6]), np.random.default_rng(0))
+    assert seen[0].shape == (2, 8, 8, 10)
+    assert (seen[0].amax(dim=(1, 2, 3)) == 1).all()
 
 
 def test_resumed_equals_uninterrupted(
@@ -125,6 +161,7 @@ def test_the_command(
 
     assert "no file of LPIPS weights here" in train("--init", "game", "--lpips-weights", "nowhere")
     assert "--outcome-minutes" in train(*start, "--outcome-minutes", "-1")
+    assert "--own-frames" in train(*start, "--own-frames", "-1")
     make_recording(tmp_path / "other", (12, 13, 14), fps=20.0, frame_skip=2)
     assert "the recording is of another game than the checkpoint" in train(*start, data="other")
     assert "no such checkpoint" in train("--init", "nothing", "--lpips-weights", str(weights))

@@ -15,7 +15,7 @@ from gamengen.evaluation.intervals import ci95, rounded, rounded_list
 from gamengen.evaluation.rare_parts import RareBlocks
 from gamengen.evaluation.similarity import frame_psnr, sharpness
 from gamengen.evaluation.subject import Subject, follow
-from gamengen.evaluation.turning import moves_view, sideways_motion, turning
+from gamengen.evaluation.turning import moves_view, told_turns, turned, turning
 from gamengen.evaluation.windows import Start
 from recorder.episodes import read_actions, read_episode
 from recorder.pictures import VideoWriter, draw_held_keys
@@ -64,7 +64,7 @@ def measure_rollouts(
 
     Returns:
         Arrays by name, the first axis over starts: ``psnr``, ``still_psnr``, ``sharpness``, ``real_sharpness``,
-        ``lpips``, ``unusual``, ``real_unusual``, ``sideways``, ``real_sideways`` (S, count), NaN where not known;
+        ``lpips``, ``unusual``, ``real_unusual``, ``turned``, ``real_turned`` (S, count), NaN where not known;
         ``turning`` (S, count), of :func:`gamengen.evaluation.turning.turning`; ``statistics`` and ``moving`` for the
         collapse detector; ``owner`` (S,); and over all starts ``held``/``neural_held``/``real_held`` (N, A) and
         ``real_clips_<T>``/``neural_clips_<T>`` (N, F). And (real, neural, actions) of each start.
@@ -83,13 +83,16 @@ def measure_rollouts(
     played = []
     for number, (episode, frames) in enumerate(zip(episodes, neural, strict=True)):
         real, held = episode.frames[context:], actions[number, context - 1 :]
+        ways = turning(subject.config.action_set, actions[number])[context - 1 : context - 1 + count]
+        told = told_turns(ways)
         row = {
+            "turning": ways,
+            "turned": turned(np.concatenate([first[number, -1:], frames]), told),
+            "real_turned": turned(np.concatenate([first[number, -1:], real]), told[: len(real)]),
             "psnr": frame_psnr(real, frames[: len(real)]),
             "still_psnr": frame_psnr(real, np.broadcast_to(first[number, -1], real.shape)),
             "sharpness": sharpness(frames),
             "real_sharpness": sharpness(real),
-            "sideways": sideways_motion(np.concatenate([first[number, -1:], frames])),
-            "real_sideways": sideways_motion(np.concatenate([first[number, -1:], real])),
         }
         if lpips is not None:
             picks = np.arange(0, len(real), LPIPS_EVERY)
@@ -99,7 +102,6 @@ def measure_rollouts(
             row |= {"unusual": rare.shares(frames), "real_unusual": rare.shares(real)}
         rows: Values = {name: _filled(curve, count) for name, curve in row.items()}
         rows["statistics"] = frame_statistics(np.concatenate([first[number, -1:], frames]))[1:]
-        rows["turning"] = turning(subject.config.action_set, actions[number])[context - 1 : context - 1 + count]
         rows["moving"] = moves_view(subject.config.action_set, held[:count])
         rows["owner"] = np.array(float(starts[number][0].seed))
         for name, array in rows.items():

@@ -204,7 +204,7 @@ class _Evaluation:
         return found
 
     def _turns(self) -> dict[str, Any] | None:
-        found = summarise_turns(self._plays, self._checkpoint.config.width)
+        found = summarise_turns(self._plays)
         if found is None:
             self._not_measured["turns"] = "no recorded action turns the view"
         return found

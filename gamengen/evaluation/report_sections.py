@@ -10,7 +10,6 @@ from gamengen.evaluation import plots
 from gamengen.evaluation.similarity import STILL_PSNR
 from gamengen.evaluation.tables import MISSING, minus, number, percent, signed, steps_label, table, with_interval
 from gamengen.evaluation.teacher_forced import TURNING_DEGREES
-from gamengen.evaluation.turning import RIGHT_WAY
 
 Metrics = dict[str, Any]
 Lines = list[str]
@@ -173,20 +172,17 @@ def _drift(metrics: Metrics) -> list[Lines]:
 
 def _turns(metrics: Metrics) -> list[Lines]:
     text = (
-        "In the same free plays: while a key to turn is held, and was in the frame before, does the picture move "
-        f"that way, by {RIGHT_WAY:.2%} of its width or more, and how far? The motion is read from real and neural "
-        "pictures in the same way, as the shift that fits best; so real pictures show how far that reading can be "
-        "trusted. *At rest* is how often the view stays while nothing turns it. A model that stands still may make "
+        "In the same free plays, while a key to turn is held and was in the frame before: how often does the picture "
+        "turn that way, and how far? The turn is read from real and neural pictures in the same way, as the one that "
+        "fits best, so the real ones show how far that reading can be trusted. A model that stands still may make "
         "good single pictures; this tells."
     )
     rows = []
     for span in metrics["turns"]["spans"]:
         row = [f"{span['from']}-{span['to']}", str(span["turns"])]
-        for name, show in (("right_way", percent), ("pixels", number), ("at_rest", percent)):
-            found = [span[side][name] for side in ("real", "neural")]
-            row += [MISSING if value is None else show(value) for value in found]
-        rows.append(row)
-    head = ["frames", "turns", "right way, real", "neural", "pixels, real", "neural", "at rest, real", "neural"]
+        row += [percent(span[side]["right_way"]) for side in ("real", "neural")]
+        rows.append([*row, *(number(span[side]["degrees"]) for side in ("real", "neural"))])
+    head = ["frames", "turns", "right way, real", "right way, neural", "degrees, real", "degrees, neural"]
     return [[text], table(head, rows)]
 
 

@@ -6,21 +6,26 @@ nearest to all that may follow hardly turns. No figure of single pictures tells 
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 from agents.actions import ActionSet
+from gamengen.camera import turn_coefficients
+from gamengen.compensation import FLOW_PIXELS, homography_flow, sampling_grid
 from gamengen.evaluation.intervals import rounded
 
 CAMERA = (("TURN", "LOOK"), ("MOVE", "STRAFE"))  # the first of these that the game has
 OPPOSITE = {"_LEFT": ("_RIGHT", -1.0), "_BACKWARD": ("_FORWARD", -1.0), "_DOWN": ("_UP", -1.0)}
-TURNED = 0.1  # of an axis: less is no turn
-TOP, BOTTOM = 1 / 24, 5 / 8  # of the height: above the weapon, and most of what is shown there is far away
-REACH = 1 / 8  # of the width, at most, from one frame to the next
-BLUR = 4  # rows that are averaged
-RIGHT_WAY = 1 / 80  # of the width: from here on a picture has turned
+HELD = 0.1  # of an axis: less is no turn
+DEGREES = tuple(1.5 * step for step in range(-9, 10))  # a frame; Doom turns by 7 in two tics
+TOP, BOTTOM = 1 / 24, 5 / 8  # of the height: above the weapon
+CLEAR = 0.01  # by such a share a turn must fit better than most do
+ALL_UNTIL, EVERY = 64, 4  # of each play's frames; later every fourth
 SPANS = (16, 64)  # frames after which another row of figures begins
 
 Values = dict[str, np.ndarray]
@@ -33,7 +38,7 @@ def moves_view(action_set: ActionSet, held: np.ndarray) -> np.ndarray:
     """
     found = next((kind for kind in CAMERA if any(name.startswith(kind) for name in action_set.names)), None)
     axes = [values for name, values in _axes(action_set, held).items() if found is None or name.startswith(found)]
-    return np.abs(np.stack(axes)).max(axis=0) > TURNED
+    return np.abs(np.stack(axes)).max(axis=0) > HELD
 
 
 def turning(action_set: ActionSet, held: np.ndarray) -> np.ndarray:
@@ -42,61 +47,68 @@ def turning(action_set: ActionSet, held: np.ndarray) -> np.ndarray:
     A turn counts from its second frame on: Doom's first tics of one are slower. A game that cannot turn has none.
     """
     turn = _axes(action_set, held).get("TURN_RIGHT", np.zeros(len(held)))
-    ways = np.where(np.abs(turn) > TURNED, np.sign(turn), 0.0)
+    ways = np.where(np.abs(turn) > HELD, np.sign(turn), 0.0)
     return np.where(ways == np.concatenate([[0.0], ways[:-1]]), ways, 0.0)
 
 
-def sideways_motion(frames: np.ndarray) -> np.ndarray:
-    """By how many pixels the view turns to the right from each of frames (N, H, W, 3) to the next, (N - 1,).
+def turned(frames: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """By how many degrees the view turns to the right from each of frames (N, H, W, 3) to the next, (N - 1,).
 
-    It is the shift at which the one is most like the other, by the squared error of the brightness of the upper part,
-    each frame's mean taken off; an eighth of the width at most.
+    It is the turn of a camera that sees 90 degrees by which the upper part of the one, at half its size, is most like
+    the other. Where standing still is no worse, as at what stands still on the screen, a pixel does not count (the
+    minimum reprojection of Godard et al., arXiv 1806.01260, section 3.2).
+
+    Args:
+        frames: of one play, in their order.
+        wanted: (N - 1,) bool, which to tell; the others are NaN.
     """
-    height, width = frames.shape[1:3]
-    grey = frames[:, round(TOP * height) : max(round(TOP * height) + BLUR, round(BOTTOM * height))].mean(-1)
-    grey = grey[:, : grey.shape[1] // BLUR * BLUR].reshape(len(grey), -1, BLUR, width).mean(2)
-    grey -= grey.mean(axis=(1, 2), keepdims=True)
-    reach, finest = int(REACH * width), max(1, width // 160)
-    shifts = np.arange(-(reach // finest) * finest, reach + 1, finest)
-    last, following = grey[:-1], grey[1:, :, reach : width - reach]
-    errors = [np.square(last[:, :, reach + shift : width - reach + shift] - following).mean((1, 2)) for shift in shifts]
-    # Among equals, as in a picture without any structure, the smallest.
-    order = np.argsort(np.abs(shifts), kind="stable")
-    return shifts[order][np.stack(errors)[order].argmin(axis=0)].astype(np.float64)
+    found = np.full(len(frames) - 1, np.nan)
+    height, width = (size // 2 for size in frames.shape[1:3])
+    rows = slice(round(TOP * height), round(BOTTOM * height))
+    coefficients = torch.tensor([turn_coefficients(math.radians(degrees)) for degrees in DEGREES])
+    flow = homography_flow(coefficients, frames.shape[1] // FLOW_PIXELS, frames.shape[2] // FLOW_PIXELS) / 2
+    grid = sampling_grid(flow, height, width)[:, rows]
+    for at in np.flatnonzero(wanted):
+        pair = torch.from_numpy(frames[at : at + 2].mean(axis=-1, dtype=np.float32))[:, None]
+        last, following = F.avg_pool2d(pair, 2)
+        given = last[None].expand(len(grid), -1, -1, -1)
+        moved = F.grid_sample(given, grid, padding_mode="border", align_corners=False)[:, 0]
+        away = torch.minimum((moved - following[0, rows]).abs(), (last[0, rows] - following[0, rows]).abs())
+        cost = away.mean(dim=(1, 2))
+        least, usual = cost.min(), cost.median()
+        found[at] = DEGREES[int(cost.argmin())] if least < (1 - CLEAR) * usual else 0.0
+    return found
 
 
-def summarise_turns(values: Values, width: int) -> dict[str, Any] | None:
+def told_turns(ways: np.ndarray) -> np.ndarray:
+    """Which frames of a play are looked at, (N,) bool, from where its keys turn the view, (N,)."""
+    at = np.arange(len(ways))
+    return (ways != 0) & ((at < ALL_UNTIL) | (at % EVERY == 0))
+
+
+def summarise_turns(values: Values) -> dict[str, Any] | None:
     """The ``turns`` row of ``metrics.json``, or None where nothing turns.
 
     Args:
-        values: over free plays and frames (S, T): ``turning``, as of :func:`turning`; ``sideways`` and
-            ``real_sideways``, pixels to the right, NaN where not known.
-        width: of the frames, in pixels.
+        values: over free plays and frames (S, T): ``turning``, as of :func:`turning`; ``turned`` and ``real_turned``,
+            degrees to the right, NaN where not known.
 
     Returns:
         ``spans``, each with ``from``, ``to`` and ``turns``, how many frames of turns were compared; for ``real`` and
-        ``neural`` the share of those that turn the ``right_way``, and how many ``pixels`` that way they turn in the
-        mean, and ``at_rest`` the share of the frames without a turn in which the view stays.
+        ``neural`` the share of those that turn the ``right_way``, and how many ``degrees`` that way in the mean.
     """
     count = values["turning"].shape[1]
     edges = [0, *(edge for edge in SPANS if edge < count), count]
     spans = []
     for begin, end in pairwise(edges):
-        ways = values["turning"][:, begin:end]
-        both = {"real": values["real_sideways"][:, begin:end], "neural": values["sideways"][:, begin:end]}
-        known = ~np.isnan(both["real"] + both["neural"])
-        turned, rest = known & (ways != 0), known & (ways == 0)
-        if not turned.any():
-            continue
-        span: dict[str, Any] = {"from": begin + 1, "to": end, "turns": int(turned.sum())}
-        for name, moved in both.items():
-            along = (moved * ways)[turned]
-            span[name] = {
-                "right_way": rounded(float((along >= RIGHT_WAY * width).mean()), 4),
-                "pixels": rounded(float(along.mean()), 2),
-                "at_rest": rounded(float((np.abs(moved[rest]) < RIGHT_WAY * width).mean()), 4) if rest.any() else None,
-            }
-        spans.append(span)
+        ways, real, neural = (values[name][:, begin:end] for name in ("turning", "real_turned", "turned"))
+        known = ~np.isnan(real + neural) & (ways != 0)
+        if known.any():
+            span: dict[str, Any] = {"from": begin + 1, "to": end, "turns": int(known.sum())}
+            for name, moved in (("real", real), ("neural", neural)):
+                along = (moved * ways)[known]
+                span[name] = {"right_way": rounded(float((along > 0).mean()), 4), "degrees": rounded(along.mean(), 2)}
+            spans.append(span)
     return {"spans": spans} if spans else None
 
 
