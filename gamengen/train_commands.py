@@ -157,8 +157,8 @@ class TrainPerceptual(_Budget):
     out: Path
     """Folder of the checkpoint."""
     own_frames: int = 0
-    """Ask for the recorded frame after up to so many of the model's own too: 16 where the player turns on the spot.
-    Where he walks leave it 0, or the model may learn to stand still; gamengen evaluate tells (Turns in free play)."""
+    """Ask for the recorded frame after up to so many of the model's own: 16 where the player turns on the spot, few
+    where he walks, or the model learns to stand still (gamengen evaluate tells: Turns in free play)."""
     outcome_minutes: float = 0.0
     """Then train an outcome head anew for so long, on what the denoiser now shows."""
     muon_lr: float = 0.003

@@ -16,7 +16,7 @@ from gamengen.devices import place
 from gamengen.diffusion import CONTEXT_NOISE_MAX, SamplerConfig, denoising_loss, sample_next
 from gamengen.evaluation.similarity import STILL_PSNR, frame_ssim, sharpness
 from gamengen.flow import Mover
-from gamengen.free_plays import LONGEST_PLAY, FreePlays, move_decoded
+from gamengen.free_plays import FreePlays, move_decoded
 from gamengen.latents import LatentEpisodes, gather_steps, gather_windows, window_starts
 from gamengen.processes import check_batch, share, spread
 from gamengen.rarity import Rarity
@@ -57,7 +57,6 @@ class DenoiserTask(Task):
         batch: int = 32,
         context_noise: float = CONTEXT_NOISE_MAX,
         mover: Mover | None = None,
-        longest_play: int = LONGEST_PLAY,
     ) -> None:
         assert model.config.moved == (mover is not None)
         self._device = next(model.parameters()).device
@@ -74,7 +73,7 @@ class DenoiserTask(Task):
             self._rarity.frame_weights(self._train.latents).numpy()[self._starts + self._window - 1].cumsum()
         )
         self._mover = mover
-        self._plays = FreePlays(self._train, int(batch * UNROLL_SHARE), model.config.context, longest_play, mover)
+        self._plays = FreePlays(self._train, int(batch * UNROLL_SHARE), model.config.context, mover=mover)
         if max(held_out.lengths) < self._window:  # told now, not after minutes of training
             what = f"no held-out episode has the {self._window} frames that a training window takes"
             raise DataError(what, f"longest: {max(held_out.lengths)}", "record more or longer episodes")

@@ -5,10 +5,10 @@ fits no frame before it. LPIPS (Zhang et al., arXiv 1801.03924) forgives a brick
 forgive one that is missing; consistency models were distilled with it (Song et al., arXiv 2303.01469, section 5). The
 network here is VGG, which is not the one that ``gamengen evaluate`` measures with.
 
-After real frames what is recorded is asked for, by the squared error of latents and by what is seen of a part of the
-picture, drawn where something is unusual more often. After the student's own frames too, but only for as many as the
-play keeps near the recording: where the player walks it soon goes another way, and asking for the recording then
-teaches to stand still, which no figure of single pictures tells. There the student keeps to what it did before.
+What is recorded is asked for, by the squared error of latents and by what is seen of a part of the picture, drawn where
+something is unusual more often: after real frames, and after as many of the student's own as a play keeps near the
+recording. Where the player walks it soon goes another way, and asking for the recording then teaches to stand still,
+which no figure of single pictures tells. From there on the student keeps to what it did before.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from gamengen.autoencoder import Autoencoder, normalise
 from gamengen.denoiser import Denoiser
 from gamengen.devices import place
 from gamengen.diffusion import CONTEXT_NOISE_MAX, SamplerConfig, sample_next
-from gamengen.free_plays import LONGEST_PLAY
 from gamengen.latents import LatentEpisodes, gather_steps, window_starts
 from gamengen.processes import share
 from gamengen.train_denoiser import UNROLL_SHARE, DenoiserTask
@@ -47,8 +46,8 @@ class PerceptualTask(DenoiserTask):
         autoencoder: whose decoder, without the last frame in view, makes what is compared.
         train, held_out, seed, batch: as of :class:`gamengen.train_denoiser.DenoiserTask`.
         eyes: tells how far pictures (B, 3, H, W) are from others, (B,): LPIPS of VGG.
-        own_frames: own plays have at most so many frames, and the recorded frame is asked for after them; 0: they are
-            longer, and what ``anchor`` predicts is asked for.
+        own_frames: the recorded frame is asked for after at most so many frames of the student's own; after more it is
+            what ``anchor`` predicts.
     """
 
     name = "perceptual"
@@ -65,11 +64,11 @@ class PerceptualTask(DenoiserTask):
         batch: int = 32,
         own_frames: int = 0,
     ) -> None:
-        super().__init__(model, autoencoder, train, held_out, seed, batch, longest_play=own_frames or LONGEST_PLAY)
+        super().__init__(model, autoencoder, train, held_out, seed, batch)
         self._autoencoder.requires_grad_(False)
         self._anchor = place(anchor, self._device).eval().requires_grad_(False)
         self._seen = place(eyes, self._device)
-        self._follows = own_frames > 0
+        self._own_frames = own_frames
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
         """Weighted squared error of latents, and, where what is recorded is asked for, how far off it looks."""
@@ -84,15 +83,15 @@ class PerceptualTask(DenoiserTask):
         noised = context + level[:, None, None, None, None] * noise[0]
         given = (noise[1], torch.ones_like(level), noised, held, level)
         predicted = normalise(self._denoiser(*given).float())
-        asked = self._batch if self._follows else self._batch - unrolled  # so many, from the first on
-        if not self._follows:
+        near = torch.ones(self._batch, dtype=torch.bool)
+        near[self._batch - unrolled :] = self._plays.ages <= self._own_frames
+        far = share(~near).to(self._device)
+        if far.any():
             with torch.no_grad():
-                kept = normalise(self._anchor(*given).float())
-            own = share(torch.arange(self._batch) >= asked).to(self._device)
-            target = torch.where(own[:, None, None, None], kept, target)
+                target[far] = normalise(self._anchor(*(part[far] for part in given)).float()).to(target)
         error = torch.einsum("dc,bchw->bdhw", self._metric, predicted - target)
         plain = (error.square().mean(dim=1) * weight).mean()
-        picks = rng.permutation(asked)[: max(1, int(SEEN * self._batch))]
+        picks = rng.permutation(near.nonzero()[:, 0].numpy())[: max(1, int(SEEN * self._batch))]
         seen = self._distance(predicted, target, whole[3], picks, rng)
         squares = [
             float(torch.autograd.grad(part, predicted, retain_graph=True)[0].square().sum()) for part in (plain, seen)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,14 +83,27 @@ def test_after_own_frames_the_recording_is_asked_for_or_what_it_did(
 ) -> None:
     monkeypatch.setattr(gamengen.train_perceptual, "SEEN_SHARE", 0.0)
     task = make_task(game, Darkness(), own_frames)
-    rng = np.random.default_rng([0, 0])
-    with torch.no_grad():
-        target = copy.deepcopy(task)._draw(rng, 3)[2]
-    asked: list[torch.Tensor] = []
-    monkeypatch.setattr(task, "_distance", lambda predicted, wanted, *_: (asked.append(wanted), predicted.sum() * 0)[1])
-    task.loss(0, 0.0)
-    assert torch.equal(asked[0][:5], target[:5])
-    assert torch.equal(asked[0][5:], target[5:]) == (own_frames > 0)
+    asked: list[tuple[torch.Tensor, np.ndarray]] = []
+
+    def note(
+        predicted: torch.Tensor, wanted: torch.Tensor, weights: torch.Tensor, picks: np.ndarray, rng: object
+    ) -> Any:
+        asked.append((wanted, picks))
+        return predicted.sum() * 0
+
+    monkeypatch.setattr(task, "_distance", note)
+    ages = []
+    for step in range(6):
+        before = copy.deepcopy(task)
+        recorded = before._draw(np.random.default_rng([0, step]), 3)[2]
+        ages.append(before._plays.ages.tolist())
+        task.loss(step, 0.0)
+        wanted, picks = asked[-1]
+        near = [True] * 5 + [age <= own_frames for age in ages[-1]]
+        assert [torch.equal(*pair) for pair in zip(wanted, recorded, strict=True)] == near
+        assert all(near[pick] for pick in picks)
+    assert ages[0] == [0, 0, 0]
+    assert max(map(max, ages)) > 0
 
 
 def test_what_is_unusual_is_looked_at(game: tuple[Checkpoint, list[LatentEpisodes]]) -> None:
