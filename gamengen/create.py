@@ -1,4 +1,4 @@
-"""One command makes a game: record, autoencoder, latents, denoiser, student, decoder, outcome, checkpoint.
+"""One command makes a game: record, autoencoder, latents, denoiser, student (by what is seen too), decoder, outcome.
 
 Each stage leaves its result in the work folder and is skipped when that is there, so a run that was
 killed goes on where it stopped.
@@ -22,6 +22,7 @@ from gamengen.checkpoints import Checkpoint, check_fits, check_writable, load_ch
 from gamengen.denoiser import Denoiser
 from gamengen.devices import choose_device, describe_device
 from gamengen.diffusion import SamplerConfig, check_seed
+from gamengen.evaluation.lpips import Lpips
 from gamengen.evaluation.options import QUICK, EvaluateOptions
 from gamengen.evaluation.results import summarise
 from gamengen.finish import Networks, finish_checkpoint
@@ -35,10 +36,13 @@ from gamengen.stages import (
     fit_denoiser,
     fit_flow,
     fit_outcome,
+    fit_perceptual,
     fit_student,
     load_mover,
 )
 from gamengen.train_outcome import Player
+from gamengen.train_perceptual import RATES as PERCEPTUAL_RATES
+from gamengen.train_perceptual import check_own_frames
 from gamengen.train_student import STUDENT_RATES, STUDENT_STEPS
 from gamengen.training import TrainOptions
 from recorder.record import MAX_EPISODE_FRAMES, RecordOptions, record_episodes
@@ -53,6 +57,7 @@ RECORDED_PER_SECOND = 300  # a worker
 ENCODED_PER_SECOND = {"cpu": 110, "cuda": 5_000}
 RECORDING_SHARE = 0.3  # of the budget, at most
 EVALUATION_SHARE = 0.05
+PERCEPTUAL_SHARE = 0.2  # of the training, taken from the denoiser's
 PLAYED_FRAMES = 64  # of each free play that the evaluation at the end measures
 
 
@@ -73,6 +78,9 @@ class CreateOptions:
         flow_minutes: for a network that moves the last frame, where one walks; without it the camera only turns.
         denoiser_minutes: instead of the planned share.
         distill_minutes: instead of the planned share; 0 leaves this stage out.
+        lpips_weights: LPIPS weights of VGG; with them the student is trained on by what is seen.
+        own_frames: for that, see :class:`gamengen.train_perceptual.PerceptualTask`.
+        perceptual_minutes: for that, instead of the planned share.
         decoder_minutes: instead of the planned share; 0 leaves this stage out.
         work: folder for everything on the way; None is ``runs/<name of out>``.
     """
@@ -94,6 +102,9 @@ class CreateOptions:
     flow_minutes: float = 0.0
     denoiser_minutes: float | None = None
     distill_minutes: float | None = None
+    lpips_weights: Path | None = None
+    own_frames: int = 0
+    perceptual_minutes: float | None = None
     decoder_minutes: float | None = None
     seed: int = 0
     device: str = "auto"
@@ -101,7 +112,8 @@ class CreateOptions:
 
     def __post_init__(self) -> None:
         skippable = ("flow_minutes", "distill_minutes", "decoder_minutes")
-        for name in ("minutes", "autoencoder_minutes", "denoiser_minutes", *skippable, "frames"):
+        others = ("minutes", "autoencoder_minutes", "denoiser_minutes", "perceptual_minutes", "frames")
+        for name in (*others, *skippable):
             value = getattr(self, name)
             skipped = name in skippable and value == 0
             if value is not None and not skipped and not 0 < value < float("inf"):
@@ -113,6 +125,14 @@ class CreateOptions:
         if out == work or out in work.parents:
             remedy = "give another --out, or a --work outside of it"
             raise OptionError("the work folder would lie in the checkpoint's own folder", self.work_folder, remedy)
+        if self.lpips_weights is None and self.perceptual_minutes is not None:
+            raise OptionError("it takes --lpips-weights", "--perceptual-minutes", "gamengen lpips makes them")
+        if self.lpips_weights is not None and self.distill_minutes == 0:
+            raise OptionError("only a student is trained so", "--lpips-weights", "leave --distill-minutes out")
+        if self.lpips_weights is not None and self.flow_minutes > 0:
+            what = "a student that sees the last frame moved cannot be trained so"
+            raise OptionError(what, "--lpips-weights", "leave --flow-minutes out")
+        check_own_frames(self.own_frames)
         check_frame_size(self.height, self.width)
         check_seed(self.seed)
         self.record_options(self.out, 1)
@@ -146,6 +166,7 @@ class Plan:
     outcome_minutes: float
     evaluate_seconds: float
     flow_minutes: float = 0.0
+    perceptual_minutes: float = 0.0
 
 
 def create_game(options: CreateOptions) -> dict[str, Any]:
@@ -158,6 +179,7 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     check_writable(options.out)
     init = _find_init(options)
     _check_game(options)
+    eyes = Lpips.load(options.lpips_weights) if options.lpips_weights is not None else None
     work = _Work(options)
     # What was planned stays: with other workers or other shipped weights a finished stage would be trained on.
     planned = work.remember("plan", asdict(make_plan(options, device.type, init)))
@@ -185,6 +207,10 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
         training, teacher = TrainOptions(plan.distill_minutes, None, *STUDENT_RATES, seed=options.seed), denoiser
         denoiser = work.timed("student", lambda: fit_student(stage, autoencoder, teacher, latents, training))
         sampler = SamplerConfig(STUDENT_STEPS)
+    if eyes is not None:
+        training, student = TrainOptions(plan.perceptual_minutes, None, *PERCEPTUAL_RATES, seed=options.seed), denoiser
+        given = stage, autoencoder, student, latents, eyes, options.own_frames, training
+        denoiser = work.timed("perceptual", lambda: fit_perceptual(*given))
     plain = autoencoder
     if plan.decoder_minutes > 0:
         refining = TrainOptions(minutes=plan.decoder_minutes, muon_lr=0.01, adam_lr=5e-4, seed=options.seed)
@@ -230,6 +256,10 @@ def make_plan(options: CreateOptions, device: str, init: Checkpoint | None) -> P
     alone = init is not None and init.config.spec == options.spec and init.autoencoder.compensation is None
     if alone and options.flow_minutes == 0:
         shares[1], shares[3] = shares[1] + shares[3], 0.0
+    perceptual = 0.0
+    if options.lpips_weights is not None:
+        perceptual = options.perceptual_minutes or PERCEPTUAL_SHARE * training
+        shares[1] -= PERCEPTUAL_SHARE
     return Plan(
         frames,
         record,
@@ -241,6 +271,7 @@ def make_plan(options: CreateOptions, device: str, init: Checkpoint | None) -> P
         shares[4] * training,
         evaluate,
         options.flow_minutes,
+        perceptual,
     )
 
 
@@ -332,7 +363,8 @@ def _announce(options: CreateOptions, plan: Plan, work: Path, device: torch.devi
         + (f"flow {plan.flow_minutes:.1f} min, " if plan.flow_minutes else "")
         + "denoiser about "
         f"{plan.denoiser_minutes:.1f} min, distillation {plan.distill_minutes:.1f} min, "
-        f"decoder {plan.decoder_minutes:.1f} min, outcome {plan.outcome_minutes:.1f} min, "
+        + (f"by what is seen {plan.perceptual_minutes:.1f} min, " if plan.perceptual_minutes else "")
+        + f"decoder {plan.decoder_minutes:.1f} min, outcome {plan.outcome_minutes:.1f} min, "
         f"evaluation {plan.evaluate_seconds:.0f} s\n"
         f"work folder {work}: run the same command again to go on after a stop",
         highlight=False,
@@ -370,7 +402,14 @@ def _denoiser_minutes(options: CreateOptions, plan: Plan, work: _Work) -> float:
     if options.denoiser_minutes is not None:
         return options.denoiser_minutes
     left = (
-        60 * (options.minutes - plan.distill_minutes - plan.decoder_minutes - plan.outcome_minutes)
+        60
+        * (
+            options.minutes
+            - plan.distill_minutes
+            - plan.perceptual_minutes
+            - plan.decoder_minutes
+            - plan.outcome_minutes
+        )
         - work.seconds()
         - plan.evaluate_seconds
     )

@@ -64,7 +64,7 @@ def finish_checkpoint(
     }
     training = {
         "minutes": minutes,
-        **_beginning(stage.work / ("perceptual" if "perceptual" in minutes else "denoiser")),
+        **_beginning(stage.work / ("denoiser" if "denoiser" in minutes else "perceptual")),
         "device": describe_device(stage.device),
         "seed": stage.seed,
     }

@@ -38,6 +38,7 @@ from gamengen.stages import (
     load_student,
 )
 from gamengen.train_outcome import Player
+from gamengen.train_perceptual import check_own_frames
 from gamengen.train_student import STUDENT_STEPS
 from gamengen.training import TrainOptions
 from recorder.recording import Recording
@@ -101,8 +102,7 @@ def train_perceptual(
     check_writable(out)
     if not 0 <= outcome_minutes < math.inf:
         raise OptionError(f"must be 0 or more, got {outcome_minutes}", "--outcome-minutes", "for example 6")
-    if own_frames < 0:
-        raise OptionError(f"must be 0 or more, got {own_frames}", "--own-frames", "for example 16")
+    check_own_frames(own_frames)
     eyes = Lpips.load(weights)
     stage = _stage(data, work, load_checkpoint(init).config.preset, init, options, device)
     start, header = stage.init, stage.recording.header
@@ -120,7 +120,8 @@ def train_perceptual(
         raise DataError("the recording is of another game than the checkpoint", data, f"record {start.config.spec}")
     autoencoder = place(start.autoencoder, stage.device)
     latents = encode_alone(stage, autoencoder)
-    denoiser, sampler = fit_perceptual(stage, latents, eyes, options, own_frames), SamplerConfig(STUDENT_STEPS)
+    denoiser = fit_perceptual(stage, autoencoder, start.denoiser, latents, eyes, own_frames, options)
+    sampler = SamplerConfig(STUDENT_STEPS)
     outcome = start.outcome
     if outcome_minutes:
         telling = TrainOptions(minutes=outcome_minutes, adam_lr=1e-3, seed=options.seed)

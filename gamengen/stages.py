@@ -309,21 +309,23 @@ def fit_student(
 
 def fit_perceptual(
     stage: Stage,
+    autoencoder: Autoencoder,
+    student: Denoiser,
     latents: tuple[LatentEpisodes, LatentEpisodes],
     eyes: Lpips,
+    own_frames: int,
     options: TrainOptions,
-    own_frames: int = 0,
 ) -> Denoiser:
-    """The denoiser of the checkpoint ``stage.init`` trained on by what is seen, or loaded where that is done."""
-    assert stage.init is not None
-    autoencoder = place(copy.deepcopy(stage.init.autoencoder), stage.device)
-    model, anchor = (place(copy.deepcopy(stage.init.denoiser), stage.device) for _ in range(2))
+    """``student`` trained on by what is seen, or loaded where that is done."""
+    decoder = place(copy.deepcopy(autoencoder), stage.device)
+    model, anchor = (place(copy.deepcopy(student), stage.device) for _ in range(2))
     folder = stage.work / "perceptual"
-    _check_made_for(folder, "denoiser", stage.init.denoiser)
-    _note_beginning(stage.init, folder)
+    _check_made_for(folder, "denoiser", student)
+    if stage.init is not None:
+        _note_beginning(stage.init, folder)
     if not load_finished(model, folder, options):
         batch = stage.batch("perceptual")
-        task = PerceptualTask(model, anchor, autoencoder, *latents, stage.seed + 6, eyes, batch, own_frames)
+        task = PerceptualTask(model, anchor, decoder, *latents, stage.seed + 6, eyes, batch, own_frames)
         Trainer(task, options, folder).run()
     return model.eval()
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from agents.errors import OptionError
 from gamengen import processes
 from gamengen.autoencoder import Autoencoder, normalise
 from gamengen.denoiser import Denoiser
@@ -33,6 +34,12 @@ CROP = (8, 10)  # positions of a latent that are decoded and compared
 NOISE_SHARE = 0.5  # of the context's noise in the denoiser's training
 HELD_OUT_FRAMES = 16
 RATES = (0.003, 1.5e-4)  # learning rates of Muon and AdamW
+
+
+def check_own_frames(count: int) -> None:
+    """Raise OptionError where ``count`` is no number of frames."""
+    if count < 0:
+        raise OptionError(f"must be 0 or more, got {count}", "--own-frames", "for example 16")
 
 
 class PerceptualTask(DenoiserTask):

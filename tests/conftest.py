@@ -56,6 +56,21 @@ def tiny(tiny_work: Path) -> Path:
     return tiny_work / "tiny"
 
 
+@pytest.fixture(scope="session")
+def lpips_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """LPIPS weights of the right shapes that have learned nothing. Do not change the file."""
+    import torch
+    from safetensors.torch import save_file
+
+    from gamengen.evaluation.lpips import FORMAT, VERSION, Lpips
+
+    path = tmp_path_factory.mktemp("lpips") / "lpips.safetensors"
+    torch.manual_seed(0)
+    state = {name: value.abs() if "heads" in name else value for name, value in Lpips().state_dict().items()}
+    save_file(state, path, {"format": FORMAT, "version": VERSION, "network": "alex"})
+    return path
+
+
 @pytest.fixture
 def train_until(monkeypatch: pytest.MonkeyPatch) -> Callable[[Task, TrainOptions, Path, int], Trainer]:
     """Trains a task and stops it, as a full disk or a pressed Ctrl-C would, before a step; all before it is saved."""

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 import gamengen.train_perceptual
 from engine.game import NeuralGame
 from gamengen.checkpoints import Checkpoint, load_checkpoint
 from gamengen.cli import main
-from gamengen.evaluation.lpips import FORMAT, VERSION, Lpips
+from gamengen.evaluation.lpips import Lpips
 from gamengen.latents import LatentEpisodes, encode_recording, load_latents, weights_hash
 from gamengen.single_stages import train_autoencoder, train_denoiser
 from gamengen.train_perceptual import SEEN_SHARE, PerceptualTask
@@ -27,16 +26,6 @@ from recorder.recording import Recording
 
 Make = Callable[..., Recording]
 MakeUp = Callable[..., Checkpoint]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network of the right shapes that has learned nothing."""
-    path = tmp_path_factory.mktemp("lpips") / "lpips.safetensors"
-    torch.manual_seed(0)
-    state = {name: value.abs() if "heads" in name else value for name, value in Lpips().state_dict().items()}
-    save_file(state, path, {"format": FORMAT, "version": VERSION, "network": "alex"})
-    return path
 
 
 @pytest.fixture
@@ -127,11 +116,11 @@ def test_what_is_unusual_is_looked_at(game: tuple[Checkpoint, list[LatentEpisode
 
 def test_resumed_equals_uninterrupted(
     game: tuple[Checkpoint, list[LatentEpisodes]],
-    weights: Path,
+    lpips_weights: Path,
     train_until: Callable[..., Trainer],
     tmp_path: Path,
 ) -> None:
-    whole, stopped, resumed = (make_task(game, Lpips.load(weights)) for _ in range(3))
+    whole, stopped, resumed = (make_task(game, Lpips.load(lpips_weights)) for _ in range(3))
     Trainer(whole, TrainOptions(steps=6), tmp_path / "whole").run()
     train_until(stopped, TrainOptions(steps=6), tmp_path / "parts", 4)
     Trainer(resumed, TrainOptions(steps=6), tmp_path / "parts").run()
@@ -148,7 +137,7 @@ def test_where_nothing_is_seen_there_is_a_gradient_too() -> None:
 
 
 def test_the_command(
-    make_recording: Make, made_up: MakeUp, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_recording: Make, made_up: MakeUp, lpips_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_recording(tmp_path / "data", (12, 13, 14))
     few = TrainOptions(steps=2)
@@ -163,7 +152,7 @@ def test_the_command(
             main(["train", "perceptual", *paths])
         return capsys.readouterr().err
 
-    start = ("--init", "game", "--lpips-weights", str(weights))
+    start = ("--init", "game", "--lpips-weights", str(lpips_weights))
     train(*start, "--outcome-minutes", "0.01")
     plain, sharper = load_checkpoint(tmp_path / "game"), load_checkpoint(tmp_path / "sharper")
     assert (plain.config.sampler.steps, sharper.config.sampler.steps) == (4, 1)
@@ -178,4 +167,4 @@ def test_the_command(
     assert "--own-frames" in train(*start, "--own-frames", "-1")
     make_recording(tmp_path / "other", (12, 13, 14), fps=20.0, frame_skip=2)
     assert "the recording is of another game than the checkpoint" in train(*start, data="other")
-    assert "no such checkpoint" in train("--init", "nothing", "--lpips-weights", str(weights))
+    assert "no such checkpoint" in train("--init", "nothing", "--lpips-weights", str(lpips_weights))
