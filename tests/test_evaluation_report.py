@@ -45,9 +45,11 @@ def full_metrics() -> dict[str, Any]:
         "lpips": [0.25 if frame % 8 == 1 else None for frame in frames], "ci95": curve(0.25, 1.25),
         "segments": [
             {"from": 1, "to": 64, "psnr": 27.13, "still_psnr": 23.17, "lpips": 0.211, "sharpness": 8.81,
-             "real_sharpness": 9.31, "unusual": 0.0213, "real_unusual": 0.0237},
+             "real_sharpness": 9.31, "unusual": 0.0213, "real_unusual": 0.0237, "sights": 0.25,
+             "real_sights": 0.5},
             {"from": 65, "to": 128, "psnr": 24.19, "still_psnr": 18.23, "lpips": 0.317, "sharpness": 8.37,
-             "real_sharpness": 9.43, "unusual": 0.0117, "real_unusual": 0.0241},
+             "real_sharpness": 9.43, "unusual": 0.0117, "real_unusual": 0.0241, "sights": 0.125,
+             "real_sights": None},
         ],
     }  # fmt: skip
     played = {"kills": {"mean": 4.25, "ci95": 0.75}, "survival_frames": {"mean": 301.5, "ci95": 20.5}}

@@ -18,7 +18,7 @@ from gamengen.checkpoints import Checkpoint
 from gamengen.evaluation import drift, real_references, teacher_forced
 from gamengen.evaluation.intervals import ci95, pooled_psnr
 from gamengen.evaluation.parts import Parts
-from gamengen.evaluation.rare_parts import RareBlocks, events_at
+from gamengen.evaluation.rare_parts import RareBlocks, RareSights, events_at
 from gamengen.evaluation.real_game import RealGame
 from gamengen.evaluation.similarity import frame_psnr, frame_ssim, region_psnr, regions, sharpness
 from gamengen.evaluation.subject import Subject
@@ -108,6 +108,16 @@ def test_a_monster_is_rare_and_a_wall_is_not() -> None:
     assert blocks.shares(np.stack([grey_frames(1, seed=2)[0], frame])).tolist() == pytest.approx([0, 2 / 15])
 
 
+def test_whether_a_monster_is_in_view(oracle: tuple[Callable[..., Oracle], list[Start]]) -> None:
+    frames = np.full((3, 48, 80, 3), 110, np.uint8)
+    model = oracle[0](perfect)
+    model.config = replace(model.config, spec="doom/basic")
+    sights = RareSights(model, frames)
+    frames[1, 16:20, 32:36] = frames[2, 44:, 32:36] = (200, 30, 30)
+    assert sights.seen(frames).tolist() == [False, True, False], "what the score bar shows is no sight"
+    assert len(sights.seen(frames[:0])) == 0
+
+
 def test_quality_on_what_is_rare() -> None:
     """One model leaves the monster out, another blurs the wall: the mean over frames prefers the first."""
     wall = grey_frames(1, seed=1)
@@ -144,8 +154,11 @@ def test_a_perfect_model(oracle: tuple[Callable[..., Oracle], list[Start]], rare
     assert curve["psnr"] == [60] * 6
     assert curve["sharpness"] == curve["real_sharpness"]
     assert curve["segments"][0]["psnr"] == 60
-    plays, _ = drift.measure_rollouts(make(perfect), starts[:1], 6, 0, lambda frames: None, rare=rare)
+    sights = RareSights(make(perfect), np.zeros((4, 48, 80, 3), np.uint8))
+    plays, _ = drift.measure_rollouts(make(perfect), starts[:1], 6, 0, lambda frames: None, rare=rare, sights=sights)
     assert np.array_equal(plays["unusual"], plays["real_unusual"])
+    assert plays["sights"][0, 0] == plays["real_sights"][0, 0] == 1
+    assert np.isnan(plays["sights"][0, 1:]).all()
 
 
 def test_a_one_frame_shift(oracle: tuple[Callable[..., Oracle], list[Start]], rare: RareBlocks) -> None:

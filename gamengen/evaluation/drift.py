@@ -12,7 +12,7 @@ from agents.actions import ActionSet
 from gamengen.evaluation.collapse import MOST_MOTION, CollapseDetector, frame_statistics
 from gamengen.evaluation.frechet import ClipFeatures, clips
 from gamengen.evaluation.intervals import ci95, rounded, rounded_list
-from gamengen.evaluation.rare_parts import RareBlocks
+from gamengen.evaluation.rare_parts import RareBlocks, RareSights
 from gamengen.evaluation.similarity import frame_psnr, sharpness
 from gamengen.evaluation.subject import Subject, follow
 from gamengen.evaluation.turning import moves_view, told_turns, turned, turning
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gamengen.evaluation.lpips import Lpips
 
 SEGMENT = 64  # frames
-LPIPS_EVERY = 8  # frames: LPIPS costs as much as playing
+TOLD_EVERY = 8  # frames: LPIPS costs as much as playing, and so does encoding
 CLIP_FRAMES = (16, 32)
 READ_FRAMES = 64  # of each free play, from which the actions are read back: later the scenes differ too much
 SETTLE_FRAMES = 16  # at the start: what is on screen there still comes from the real frame before
@@ -46,6 +46,7 @@ def measure_rollouts(
     judge: Judge | None = None,
     features: ClipFeatures | None = None,
     rare: RareBlocks | None = None,
+    sights: RareSights | None = None,
 ) -> tuple[Values, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
     """Play ``count`` frames from each start under the recorded actions, all side by side.
 
@@ -60,14 +61,15 @@ def measure_rollouts(
         lpips: measures LPIPS, of every eighth frame.
         judge: reads the actions back.
         features: of clips, for the Fréchet distance.
-        rare: finds what is unusual, such as monsters, in real and in generated frames.
+        rare: finds what is unusual, in real and in generated frames.
+        sights: tells whether something unusual, such as a monster, is in view, of every eighth frame.
 
     Returns:
         Arrays by name, the first axis over starts: ``psnr``, ``still_psnr``, ``sharpness``, ``real_sharpness``,
-        ``lpips``, ``unusual``, ``real_unusual``, ``turned``, ``real_turned`` (S, count), NaN where not known;
-        ``turning`` (S, count), of :func:`gamengen.evaluation.turning.turning`; ``statistics`` and ``moving`` for the
-        collapse detector; ``owner`` (S,); and over all starts ``held``/``neural_held``/``real_held`` (N, A) and
-        ``real_clips_<T>``/``neural_clips_<T>`` (N, F). And (real, neural, actions) of each start.
+        ``lpips``, ``unusual``, ``real_unusual``, ``sights``, ``real_sights``, ``turned``, ``real_turned`` (S, count),
+        NaN where not known; ``turning`` (S, count), of :func:`gamengen.evaluation.turning.turning`; ``statistics`` and
+        ``moving`` for the collapse detector; ``owner`` (S,); and over all starts ``held``/``neural_held``/``real_held``
+        (N, A) and ``real_clips_<T>``/``neural_clips_<T>`` (N, F). And (real, neural, actions) of each start.
     """
     context = subject.context
     episodes = [read_episode(info.path, start, start + context + count) for info, start in starts]
@@ -95,11 +97,16 @@ def measure_rollouts(
             "real_sharpness": sharpness(real),
         }
         if lpips is not None:
-            picks = np.arange(0, len(real), LPIPS_EVERY)
             row["lpips"] = np.full(count, np.nan)
-            row["lpips"][picks] = lpips.distance(real[picks], frames[picks])
+            row["lpips"][: len(real) : TOLD_EVERY] = lpips.distance(
+                real[::TOLD_EVERY], frames[: len(real) : TOLD_EVERY]
+            )
         if rare is not None:
             row |= {"unusual": rare.shares(frames), "real_unusual": rare.shares(real)}
+        if sights is not None:
+            for name, pictures in (("sights", frames), ("real_sights", real)):
+                row[name] = np.full(count, np.nan)
+                row[name][: len(pictures) : TOLD_EVERY] = sights.seen(pictures[::TOLD_EVERY])
         rows: Values = {name: _filled(curve, count) for name, curve in row.items()}
         rows["statistics"] = frame_statistics(np.concatenate([first[number, -1:], frames]))[1:]
         rows["moving"] = moves_view(subject.config.action_set, held[:count])
@@ -128,7 +135,8 @@ def summarise_rollouts(values: Values, steps: int) -> dict[str, Any]:
     for first in range(0, count, SEGMENT):
         part = slice(first, min(first + SEGMENT, count))
         segment: dict[str, Any] = {"from": first + 1, "to": part.stop}
-        for name in ("psnr", "still_psnr", "lpips", "sharpness", "real_sharpness", "unusual", "real_unusual"):
+        names = ("psnr", "still_psnr", "lpips", "sharpness", "real_sharpness", "unusual", "real_unusual")
+        for name in (*names, "sights", "real_sights"):
             known = name in values and not np.isnan(values[name][:, part]).all()
             segment[name] = rounded(float(np.nanmean(values[name][:, part])), 4) if known else None
         segments.append(segment)

@@ -23,7 +23,7 @@ from gamengen.evaluation.drift import (
 )
 from gamengen.evaluation.options import EvaluateOptions
 from gamengen.evaluation.parts import Parts, Values
-from gamengen.evaluation.rare_parts import RareBlocks
+from gamengen.evaluation.rare_parts import RareBlocks, RareSights
 from gamengen.evaluation.results import VIDEOS, command_line, write_results
 from gamengen.evaluation.subject import Subject
 from gamengen.evaluation.teacher_forced import STEPS, measure_windows, summarise_windows
@@ -171,6 +171,7 @@ class _Evaluation:
         longest = max(info.frames for info in self._episodes) - self._subject.context
         shortest = max(1, min(SHORTEST, longest, options.rollout_frames))
         starts = spread_windows(self._episodes, options.rollouts, self._subject.context, shortest)
+        sights = RareSights.learn(self._subject, self._episodes)
         features = self._features() if "frechet" in options.measures else None
         parts: list[Values] = []
         total = len(starts) * options.rollout_frames
@@ -184,7 +185,7 @@ class _Evaluation:
                         self._subject, group, options.rollout_frames, options.seed + first,
                         lambda frames: show(done + frames, ""),
                         lpips=self._lpips, judge=self._judge if "actions" in options.measures else None,
-                        features=features, rare=self._rare,
+                        features=features, rare=self._rare, sights=sights,
                     )  # fmt: skip
                     if first == 0:
                         self._show_play(played)

@@ -11,12 +11,15 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from gamengen.evaluation.similarity import HUD_TOP
+from gamengen.evaluation.subject import Subject
 from gamengen.rarity import Rarity
 from recorder.episodes import EpisodeInfo, read_episode
 
 BLOCK = 16  # pixels
 CHUNK = 64  # frames at once
 LEARN_FRAMES = 1200  # spread over the episodes
+LEAST_POSITIONS = 2  # of a latent, of 240 to 300: a monster that is far away
 # What a game variable says of a moment when it changes this way: the events that are told apart.
 EVENTS = {"shot": ("SELECTED_WEAPON_AMMO", -1), "hurt": ("HEALTH", -1), "kill": ("KILLCOUNT", 1)}
 
@@ -32,8 +35,7 @@ class RareBlocks:
     @classmethod
     def learn(cls, episodes: Sequence[EpisodeInfo]) -> RareBlocks:
         """From frames evenly spread over ``episodes``."""
-        stride = max(1, -(-sum(info.frames for info in episodes) // LEARN_FRAMES))
-        return cls(np.concatenate([read_episode(info.path).frames[::stride] for info in episodes]))
+        return cls(spread_frames(episodes))
 
     def mask(self, frame: np.ndarray) -> np.ndarray:
         """Which pixels of ``frame`` (H, W, 3) uint8 lie in unusual blocks, (H, W) bool."""
@@ -47,6 +49,46 @@ class RareBlocks:
             for first in range(0, len(frames), CHUNK)
         ]
         return torch.cat(found).numpy() if found else np.zeros(0, np.float32)
+
+
+class RareSights:
+    """Tells of real and of generated frames alike whether something unusual, such as a monster, is in view.
+
+    By the latents that the checkpoint's encoder makes of them, without the score bar of a Doom picture. Colours of
+    blocks are too coarse for that: a blurred floor is unusual to them, and a far monster is not.
+
+    Args:
+        subject: the checkpoint.
+        frames: real ones (N, H, W, 3) uint8, to learn from what is usual.
+    """
+
+    def __init__(self, subject: Subject, frames: np.ndarray) -> None:
+        self._subject = subject
+        self._rarity = Rarity(torch.cat([subject.encode(part) for part in _chunks(frames)]))
+
+    @classmethod
+    def learn(cls, subject: Subject, episodes: Sequence[EpisodeInfo]) -> RareSights:
+        """From frames evenly spread over ``episodes``."""
+        return cls(subject, spread_frames(episodes))
+
+    def seen(self, frames: np.ndarray) -> np.ndarray:
+        """Whether something unusual is in view in each of frames (N, H, W, 3) uint8, (N,) bool."""
+        found = [self._rarity.rare(self._subject.encode(part)).cpu() for part in _chunks(frames)]
+        if not found:
+            return np.zeros(0, bool)
+        rare = torch.cat(found)
+        rows = int(HUD_TOP * rare.shape[1]) if self._subject.config.spec.startswith("doom/") else rare.shape[1]
+        return (rare[:, :rows].sum(dim=(1, 2)) >= LEAST_POSITIONS).numpy()
+
+
+def spread_frames(episodes: Sequence[EpisodeInfo]) -> np.ndarray:
+    """At most ``LEARN_FRAMES`` frames and a few, evenly spread over ``episodes``."""
+    stride = max(1, -(-sum(info.frames for info in episodes) // LEARN_FRAMES))
+    return np.concatenate([read_episode(info.path).frames[::stride] for info in episodes])
+
+
+def _chunks(frames: np.ndarray) -> list[np.ndarray]:
+    return [frames[first : first + CHUNK] for first in range(0, len(frames), CHUNK)]
 
 
 def block_features(frames: np.ndarray) -> torch.Tensor:

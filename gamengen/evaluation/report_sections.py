@@ -23,7 +23,9 @@ each frame is compared with the real one at that moment. *Start held* is the las
 it, free play has lost the scene (which may still look right, as small differences grow in the real game too).
 *Sharpness*, the mean absolute Laplacian, falls where the picture blurs and rises where it breaks into noise; it needs
 no aligned scene. *Unusual* is the share of the picture that is seldom seen where it stands, as monsters are, in
-the neural game and in the real one: monsters that fade lower it, a red fog or a broken picture raise it."""
+the neural game and in the real one: monsters that fade lower it, a red fog or a broken picture raise it. *Sights* is
+the share of frames in which something unusual is in view, by the encoder's latents of the pictures shown: far below the
+real game's, the monsters are gone, which makes every other figure of this table better."""
 
 PICTURES = {
     "autoencoder": "autoencoder ceiling",
@@ -165,8 +167,11 @@ def _drift(metrics: Metrics) -> list[Lines]:
         held = part["still_psnr"] if "still_psnr" in part else _mean(drift.get("still_psnr"), part["from"], part["to"])
         row = [f"{part['from']}-{part['to']}", number(part.get("psnr")), number(held), number(part.get("lpips"), 3)]
         row += [number(part.get("sharpness")), number(part.get("real_sharpness"))]
-        rows.append([*row, *(number(part.get(name), 4) for name in ("unusual", "real_unusual"))])
+        row += [number(part.get(name), 4) for name in ("unusual", "real_unusual")]
+        seen = [part.get(name) for name in ("sights", "real_sights")]
+        rows.append([*row, *(MISSING if share is None else percent(share) for share in seen)])
     head = ["frames", "PSNR", "PSNR, start held", "LPIPS", "sharpness", "real sharpness", "unusual", "real unusual"]
+    head += ["sights", "real sights"]
     return [[text], table(head, rows) if rows else []]
 
 
