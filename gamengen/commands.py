@@ -177,8 +177,6 @@ class Create:
     """Instead of the planned share; 0 leaves this stage out."""
     lpips_weights: Path | None = None
     """LPIPS weights of VGG (gamengen lpips --network vgg): the student is trained on by what is seen, too."""
-    own_frames: int = 0
-    """For that: see gamengen train perceptual; 16 where the player turns on the spot."""
     perceptual_minutes: float | None = None
     """For that: instead of the planned share."""
     decoder_minutes: float | None = None

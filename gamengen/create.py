@@ -42,7 +42,6 @@ from gamengen.stages import (
 )
 from gamengen.train_outcome import Player
 from gamengen.train_perceptual import RATES as PERCEPTUAL_RATES
-from gamengen.train_perceptual import check_own_frames
 from gamengen.train_student import STUDENT_RATES, STUDENT_STEPS
 from gamengen.training import TrainOptions
 from recorder.record import MAX_EPISODE_FRAMES, RecordOptions, record_episodes
@@ -79,7 +78,6 @@ class CreateOptions:
         denoiser_minutes: instead of the planned share.
         distill_minutes: instead of the planned share; 0 leaves this stage out.
         lpips_weights: LPIPS weights of VGG; with them the student is trained on by what is seen.
-        own_frames: for that, see :class:`gamengen.train_perceptual.PerceptualTask`.
         perceptual_minutes: for that, instead of the planned share.
         decoder_minutes: instead of the planned share; 0 leaves this stage out.
         work: folder for everything on the way; None is ``runs/<name of out>``.
@@ -103,7 +101,6 @@ class CreateOptions:
     denoiser_minutes: float | None = None
     distill_minutes: float | None = None
     lpips_weights: Path | None = None
-    own_frames: int = 0
     perceptual_minutes: float | None = None
     decoder_minutes: float | None = None
     seed: int = 0
@@ -132,7 +129,6 @@ class CreateOptions:
         if self.lpips_weights is not None and self.flow_minutes > 0:
             what = "a student that sees the last frame moved cannot be trained so"
             raise OptionError(what, "--lpips-weights", "leave --flow-minutes out")
-        check_own_frames(self.own_frames)
         check_frame_size(self.height, self.width)
         check_seed(self.seed)
         self.record_options(self.out, 1)
@@ -209,7 +205,7 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
         sampler = SamplerConfig(STUDENT_STEPS)
     if eyes is not None:
         training, student = TrainOptions(plan.perceptual_minutes, None, *PERCEPTUAL_RATES, seed=options.seed), denoiser
-        given = stage, autoencoder, student, latents, eyes, options.own_frames, training
+        given = stage, autoencoder, student, latents, eyes, training
         denoiser = work.timed("perceptual", lambda: fit_perceptual(*given))
     plain = autoencoder
     if plan.decoder_minutes > 0:

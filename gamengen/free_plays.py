@@ -81,11 +81,6 @@ class FreePlays:
             actions = gather_windows(self._episodes, self._first.numpy(), self._context)[1]
             self._moved, self._flows = move_decoded(self._mover, self._latents, actions, self._flows)
 
-    @property
-    def ages(self) -> torch.Tensor:
-        """How many frames of its own each play has made, (N,); after :meth:`windows` 0 where it begins."""
-        return self._first + self._context - 1 - self._began
-
     def newest(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The last step of each play.
 

@@ -38,7 +38,6 @@ from gamengen.stages import (
     load_student,
 )
 from gamengen.train_outcome import Player
-from gamengen.train_perceptual import check_own_frames
 from gamengen.train_student import STUDENT_STEPS
 from gamengen.training import TrainOptions
 from recorder.recording import Recording
@@ -94,7 +93,6 @@ def train_perceptual(
     init: str,
     weights: Path,
     options: TrainOptions,
-    own_frames: int,
     outcome_minutes: float,
     device: str,
 ) -> dict[str, Any]:
@@ -102,7 +100,6 @@ def train_perceptual(
     check_writable(out)
     if not 0 <= outcome_minutes < math.inf:
         raise OptionError(f"must be 0 or more, got {outcome_minutes}", "--outcome-minutes", "for example 6")
-    check_own_frames(own_frames)
     eyes = Lpips.load(weights)
     stage = _stage(data, work, load_checkpoint(init).config.preset, init, options, device)
     start, header = stage.init, stage.recording.header
@@ -120,7 +117,7 @@ def train_perceptual(
         raise DataError("the recording is of another game than the checkpoint", data, f"record {start.config.spec}")
     autoencoder = place(start.autoencoder, stage.device)
     latents = encode_alone(stage, autoencoder)
-    denoiser = fit_perceptual(stage, autoencoder, start.denoiser, latents, eyes, own_frames, options)
+    denoiser = fit_perceptual(stage, autoencoder, start.denoiser, latents, eyes, options)
     sampler = SamplerConfig(STUDENT_STEPS)
     outcome = start.outcome
     if outcome_minutes:

@@ -41,7 +41,7 @@ from gamengen.train_student import STUDENT_STEPS, StudentTask
 from gamengen.training import Trainer, TrainOptions, load_finished
 from recorder.recording import Recording, write_json
 
-BATCH = {"autoencoder": 16, "flow": 48, "denoiser": 16, "student": 16, "perceptual": 32, "decoder": 8, "outcome": 128}
+BATCH = {"autoencoder": 16, "flow": 48, "denoiser": 16, "student": 16, "perceptual": 24, "decoder": 8, "outcome": 128}
 BEGUN = "begun.json"  # what a denoiser's training started from
 STAGES = ("autoencoder", "flow", "denoiser", "student", "decoder", "outcome")
 CUDA_BATCH_FACTOR = 8  # a GPU is only busy with many samples at once
@@ -313,19 +313,18 @@ def fit_perceptual(
     student: Denoiser,
     latents: tuple[LatentEpisodes, LatentEpisodes],
     eyes: Lpips,
-    own_frames: int,
     options: TrainOptions,
 ) -> Denoiser:
     """``student`` trained on by what is seen, or loaded where that is done."""
     decoder = place(copy.deepcopy(autoencoder), stage.device)
-    model, anchor = (place(copy.deepcopy(student), stage.device) for _ in range(2))
+    model, teacher = (place(copy.deepcopy(student), stage.device) for _ in range(2))
     folder = stage.work / "perceptual"
     _check_made_for(folder, "denoiser", student)
     if stage.init is not None:
         _note_beginning(stage.init, folder)
     if not load_finished(model, folder, options):
         batch = stage.batch("perceptual")
-        task = PerceptualTask(model, anchor, decoder, *latents, stage.seed + 6, eyes, batch, own_frames)
+        task = PerceptualTask(model, teacher, decoder, *latents, stage.seed + 6, eyes, batch)
         Trainer(task, options, folder).run()
     return model.eval()
 

@@ -156,9 +156,6 @@ class TrainPerceptual(_Budget):
     """LPIPS weights of VGG, as gamengen lpips --network vgg converts them."""
     out: Path
     """Folder of the checkpoint."""
-    own_frames: int = 0
-    """Ask for the recorded frame after up to so many of the model's own: 16 where the player turns on the spot, few
-    where he walks, or the model learns to stand still (gamengen evaluate tells: Turns in free play)."""
     outcome_minutes: float = 0.0
     """Then train an outcome head anew for so long, on what the denoiser now shows."""
     muon_lr: float = 0.003
@@ -170,7 +167,7 @@ class TrainPerceptual(_Budget):
         """Train."""
         from gamengen.single_stages import train_perceptual
 
-        how = self.options(), self.own_frames, self.outcome_minutes
+        how = self.options(), self.outcome_minutes
         return train_perceptual(self.data, self.work, self.out, self.init, self.lpips_weights, *how, self.device)
 
 

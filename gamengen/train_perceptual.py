@@ -1,14 +1,13 @@
 """Training a student on by what is seen: its predictions, decoded, are compared by a network that sees as people do.
 
-A squared error of latents asks for the mean of all futures that are left open, and what a teacher's sample adds to that
-fits no frame before it. LPIPS (Zhang et al., arXiv 1801.03924) forgives a brick that is a little off and does not
-forgive one that is missing; consistency models were distilled with it (Song et al., arXiv 2303.01469, section 5). The
-network here is VGG, which is not the one that ``gamengen evaluate`` measures with.
+A squared error of latents asks for the mean of what a teacher may mean, so what is small and moves, like a monster,
+fades. LPIPS (Zhang et al., arXiv 1801.03924) forgives a brick that is a little off and does not forgive one that is
+missing; consistency models were distilled with it (Song et al., arXiv 2303.01469, section 5). The network here is VGG,
+which is not the one that ``gamengen evaluate`` measures with.
 
-What is recorded is asked for, by the squared error of latents and by what is seen of a part of the picture, drawn where
-something is unusual more often: after real frames, and after as many of the student's own as a play keeps near the
-recording. Where the player walks it soon goes another way, and asking for the recording then teaches to stand still,
-which no figure of single pictures tells. From there on the student keeps to what it did before.
+The student is asked for what it would sample in four steps from the same noise, and, where a frame after real ones is
+looked at, for the recorded one. After its own frames it is not: play has gone another way, and asking for the recording
+there teaches to stand still, and to leave every monster out, while all figures of single pictures get better.
 """
 
 from __future__ import annotations
@@ -17,29 +16,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from agents.errors import OptionError
 from gamengen import processes
 from gamengen.autoencoder import Autoencoder, normalise
 from gamengen.denoiser import Denoiser
 from gamengen.devices import place
 from gamengen.diffusion import CONTEXT_NOISE_MAX, SamplerConfig, sample_next
 from gamengen.latents import LatentEpisodes, gather_steps, window_starts
-from gamengen.processes import share
+from gamengen.processes import share, spread
 from gamengen.train_denoiser import UNROLL_SHARE, DenoiserTask
 from gamengen.training import step_generator
 
 SEEN_SHARE = 5.0  # of the latents' error's gradient, where both reach the predicted latents
-SEEN = 0.25  # of a batch: to decode and compare a frame takes eight times as long as to predict it
+SEEN = 1 / 3  # of a batch: to decode and compare a frame takes eight times as long as to predict it
 CROP = (8, 10)  # positions of a latent that are decoded and compared
 NOISE_SHARE = 0.5  # of the context's noise in the denoiser's training
+TEACHER_STEPS = 4
 HELD_OUT_FRAMES = 16
 RATES = (0.003, 1.5e-4)  # learning rates of Muon and AdamW
-
-
-def check_own_frames(count: int) -> None:
-    """Raise OptionError where ``count`` is no number of frames."""
-    if count < 0:
-        raise OptionError(f"must be 0 or more, got {count}", "--own-frames", "for example 16")
 
 
 class PerceptualTask(DenoiserTask):
@@ -48,13 +41,11 @@ class PerceptualTask(DenoiserTask):
     Contexts are those of the denoiser's training; three in eight are of free plays of the student's own, with one step.
 
     Args:
-        model: the student; it begins as ``anchor``.
-        anchor: what plays now.
+        model: the student; it begins as ``teacher``.
+        teacher: what plays now, and stays as it is.
         autoencoder: whose decoder, without the last frame in view, makes what is compared.
         train, held_out, seed, batch: as of :class:`gamengen.train_denoiser.DenoiserTask`.
         eyes: tells how far pictures (B, 3, H, W) are from others, (B,): LPIPS of VGG.
-        own_frames: the recorded frame is asked for after at most so many frames of the student's own; after more it is
-            what ``anchor`` predicts.
     """
 
     name = "perceptual"
@@ -62,44 +53,37 @@ class PerceptualTask(DenoiserTask):
     def __init__(
         self,
         model: Denoiser,
-        anchor: Denoiser,
+        teacher: Denoiser,
         autoencoder: Autoencoder,
         train: LatentEpisodes,
         held_out: LatentEpisodes,
         seed: int,
         eyes: nn.Module,
-        batch: int = 32,
-        own_frames: int = 0,
+        batch: int = 24,
     ) -> None:
         super().__init__(model, autoencoder, train, held_out, seed, batch)
         self._autoencoder.requires_grad_(False)
-        self._anchor = place(anchor, self._device).eval().requires_grad_(False)
+        self._teacher = place(teacher, self._device).eval().requires_grad_(False)
         self._seen = place(eyes, self._device)
-        self._own_frames = own_frames
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
-        """Weighted squared error of latents, and, where what is recorded is asked for, how far off it looks."""
+        """Weighted squared error from the teacher's latents, and how far from those, or the recorded, it looks."""
         rng = np.random.default_rng([self._seed, step])
         generator = step_generator(self._seed, step, self._device)
         unrolled = int(self._batch * UNROLL_SHARE)
-        whole = self._draw(rng, unrolled)
-        context, held, target, weight = (share(part) for part in whole)
+        context, held, recorded, weight = self._draw(rng, unrolled)
         draw = torch.rand(self._batch, generator=generator, device=self._device)
-        level = NOISE_SHARE * CONTEXT_NOISE_MAX * share(draw).square()
-        noise = [share(torch.randn(part.shape, generator=generator, device=self._device)) for part in whole[::2]]
+        level = NOISE_SHARE * CONTEXT_NOISE_MAX * draw.square()
+        noise = [torch.randn(part.shape, generator=generator, device=self._device) for part in (context, recorded)]
+        told = spread(self._tell, context, held, noise[1])
+        weight = torch.maximum(weight, self._rarity.weight(told))
         noised = context + level[:, None, None, None, None] * noise[0]
-        given = (noise[1], torch.ones_like(level), noised, held, level)
+        given = [share(part) for part in (noise[1], torch.ones_like(level), noised, held, level)]
         predicted = normalise(self._denoiser(*given).float())
-        near = torch.ones(self._batch, dtype=torch.bool)
-        near[self._batch - unrolled :] = self._plays.ages <= self._own_frames
-        far = share(~near).to(self._device)
-        if far.any():
-            with torch.no_grad():
-                target[far] = normalise(self._anchor(*(part[far] for part in given)).float()).to(target)
-        error = torch.einsum("dc,bchw->bdhw", self._metric, predicted - target)
-        plain = (error.square().mean(dim=1) * weight).mean()
-        picks = rng.permutation(near.nonzero()[:, 0].numpy())[: max(1, int(SEEN * self._batch))]
-        seen = self._distance(predicted, target, whole[3], picks, rng)
+        error = torch.einsum("dc,bchw->bdhw", self._metric, predicted - share(told))
+        plain = (error.square().mean(dim=1) * share(weight)).mean()
+        wanted = torch.cat([recorded[: self._batch - unrolled].to(told), told[self._batch - unrolled :]])
+        seen = self._distance(predicted, wanted, weight, rng)
         squares = [
             float(torch.autograd.grad(part, predicted, retain_graph=True)[0].square().sum()) for part in (plain, seen)
         ]
@@ -107,38 +91,42 @@ class PerceptualTask(DenoiserTask):
         self._advance_plays(SamplerConfig(1), generator)
         return plain + seen * (SEEN_SHARE * errors / (seeing + 1e-8))
 
-    def _distance(
-        self,
-        predicted: torch.Tensor,
-        target: torch.Tensor,
-        weights: torch.Tensor,
-        picks: np.ndarray,
-        rng: np.random.Generator,
-    ) -> torch.Tensor:
-        """Mean LPIPS of crops of latents (B, C, h, w), decoded alone, of those of the whole batch that are picked.
+    def _tell(self, context: torch.Tensor, held: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return sample_next(self._teacher, context, held, noise[None], SamplerConfig(TEACHER_STEPS)).float()
 
-        A crop holds a position that is drawn by ``weights``, which are of the whole batch.
+    def _distance(
+        self, predicted: torch.Tensor, wanted: torch.Tensor, weight: torch.Tensor, rng: np.random.Generator
+    ) -> torch.Tensor:
+        """Mean LPIPS of crops of some of the latents, decoded alone.
+
+        Args:
+            predicted: this process's share of the batch (B / count, C, h, w).
+            wanted: what it should show, of the whole batch (B, C, h, w).
+            weight: (B, h, w); a crop holds a position that is drawn by it.
+            rng: the same in all processes.
         """
-        height, width = (min(most, size) for most, size in zip(CROP, target.shape[2:], strict=True))
-        first = len(target) * processes.rank()
+        sizes = wanted.shape[2:]
+        crop = [min(most, size) for most, size in zip(CROP, sizes, strict=True)]
+        first, own = len(predicted) * processes.rank(), len(predicted)
+        count = max(1, int(SEEN * self._batch))
         pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for pick in picks:
-            chances = weights[pick].flatten().double().cpu().numpy()
-            at = np.unravel_index(rng.choice(len(chances), p=chances / chances.sum()), target.shape[2:])
+        for pick in rng.permutation(self._batch)[:count]:
+            chances = weight[pick].flatten().double().cpu().numpy()
+            position = np.unravel_index(rng.choice(len(chances), p=chances / chances.sum()), sizes)
             top, left = (
-                int(np.clip(middle - rng.integers(crop), 0, size - crop))
-                for middle, crop, size in zip(at, (height, width), target.shape[2:], strict=True)
+                int(np.clip(at - rng.integers(length), 0, size - length))
+                for at, length, size in zip(position, crop, sizes, strict=True)
             )
-            if first <= pick < first + len(target):
-                part = (pick - first, slice(None), slice(top, top + height), slice(left, left + width))
-                pairs.append((predicted[part], target[part]))
+            rows, columns = slice(top, top + crop[0]), slice(left, left + crop[1])
+            if first <= pick < first + own:
+                pairs.append((predicted[pick - first, :, rows, columns], wanted[pick, :, rows, columns]))
         if not pairs:
             return predicted.sum() * 0
-        shown, wanted = (torch.stack(parts) for parts in zip(*pairs, strict=True))
+        shown, real = (torch.stack(parts) for parts in zip(*pairs, strict=True))
         with torch.no_grad():
-            recorded = self._autoencoder.decode(wanted).float()
-        seen = self._seen(recorded, self._autoencoder.decode(shown).float())
-        return seen.sum() * processes.count() / len(picks)
+            target = self._autoencoder.decode(real).float()
+        seen = self._seen(target, self._autoencoder.decode(shown).float())
+        return seen.sum() * processes.count() / count
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """As the denoiser's; and ``seen``, the distance of frames predicted in one step, by the network in training."""

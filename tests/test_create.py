@@ -109,7 +109,7 @@ def test_from_the_shipped_checkpoint_with_short_episodes(
 
 def test_a_student_trained_by_what_is_seen(make_recording: Make, lpips_weights: Path, tmp_path: Path) -> None:
     make_recording(tmp_path / "data", (8, 9, 10))
-    summary = create_game(options(tmp_path / "seen", lpips_weights=lpips_weights, own_frames=4))
+    summary = create_game(options(tmp_path / "seen", lpips_weights=lpips_weights))
     assert list(summary["stages_seconds"])[3:6] == ["denoiser", "student", "perceptual"]
     student, seen = (torch.load(tmp_path / "work" / name / "state.pt")["average"] for name in ("student", "perceptual"))
     assert any(not torch.equal(value, seen[name]) for name, value in student.items())
@@ -337,7 +337,6 @@ def test_one_episode_is_too_few(make_recording: Make, tmp_path: Path) -> None:
         ({"perceptual_minutes": 3.0}, "--perceptual-minutes"),
         ({"lpips_weights": Path("vgg.safetensors"), "distill_minutes": 0.0}, "--lpips-weights"),
         ({"lpips_weights": Path("vgg.safetensors"), "flow_minutes": 2.0}, "--lpips-weights"),
-        ({"own_frames": -1}, "--own-frames"),
     ],
 )
 def test_options_out_of_range(changes: dict[str, Any], flag: str) -> None:

@@ -17,11 +17,12 @@ import gamengen.train_perceptual
 from engine.game import NeuralGame
 from gamengen.checkpoints import Checkpoint, load_checkpoint
 from gamengen.cli import main
+from gamengen.diffusion import SamplerConfig, sample_next
 from gamengen.evaluation.lpips import Lpips
 from gamengen.latents import LatentEpisodes, encode_recording, load_latents, weights_hash
 from gamengen.single_stages import train_autoencoder, train_denoiser
 from gamengen.train_perceptual import SEEN_SHARE, PerceptualTask
-from gamengen.training import Trainer, TrainOptions
+from gamengen.training import Trainer, TrainOptions, step_generator
 from recorder.recording import Recording
 
 Make = Callable[..., Recording]
@@ -39,10 +40,10 @@ def game(make_recording: Make, made_up: MakeUp, tmp_path: Path) -> tuple[Checkpo
     return checkpoint, list(load_latents(tmp_path / "latents", checkpoint.autoencoder))
 
 
-def make_task(game: tuple[Checkpoint, list[LatentEpisodes]], eyes: nn.Module, own_frames: int = 0) -> PerceptualTask:
+def make_task(game: tuple[Checkpoint, list[LatentEpisodes]], eyes: nn.Module) -> PerceptualTask:
     checkpoint, latents = game
     parts = map(copy.deepcopy, (checkpoint.denoiser, checkpoint.denoiser, checkpoint.autoencoder))
-    return PerceptualTask(*parts, *latents, 0, eyes, batch=8, own_frames=own_frames)
+    return PerceptualTask(*parts, *latents, 0, eyes, batch=8)
 
 
 class Darkness(nn.Module):
@@ -66,33 +67,27 @@ def test_what_is_seen_counts_beside_the_error(
     assert found[SEEN_SHARE]["seen"] < found[0.0]["seen"] - 0.02
 
 
-@pytest.mark.parametrize("own_frames", [0, 4])
-def test_after_own_frames_the_recording_is_asked_for_or_what_it_did(
-    game: tuple[Checkpoint, list[LatentEpisodes]], own_frames: int, monkeypatch: pytest.MonkeyPatch
+def test_the_recorded_frame_is_looked_at_after_real_ones_alone(
+    game: tuple[Checkpoint, list[LatentEpisodes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gamengen.train_perceptual, "SEEN_SHARE", 0.0)
-    task = make_task(game, Darkness(), own_frames)
-    asked: list[tuple[torch.Tensor, np.ndarray]] = []
+    """After own frames it is what the teacher samples in four steps."""
+    task = make_task(game, Darkness())
+    found: list[torch.Tensor] = []
 
-    def note(
-        predicted: torch.Tensor, wanted: torch.Tensor, weights: torch.Tensor, picks: np.ndarray, rng: object
-    ) -> Any:
-        asked.append((wanted, picks))
+    def note(predicted: torch.Tensor, wanted: torch.Tensor, *_: Any) -> torch.Tensor:
+        found.append(wanted)
         return predicted.sum() * 0
 
     monkeypatch.setattr(task, "_distance", note)
-    ages = []
-    for step in range(6):
-        before = copy.deepcopy(task)
-        recorded = before._draw(np.random.default_rng([0, step]), 3)[2]
-        ages.append(before._plays.ages.tolist())
+    for step in range(3):
+        drawn = copy.deepcopy(task)._draw(np.random.default_rng([0, step]), 3)
         task.loss(step, 0.0)
-        wanted, picks = asked[-1]
-        near = [True] * 5 + [age <= own_frames for age in ages[-1]]
-        assert [torch.equal(*pair) for pair in zip(wanted, recorded, strict=True)] == near
-        assert all(near[pick] for pick in picks)
-    assert ages[0] == [0, 0, 0]
-    assert max(map(max, ages)) > 0
+        assert torch.equal(found[-1][:5], drawn[2][:5])
+        generator = step_generator(0, step, torch.device("cpu"))
+        torch.rand(8, generator=generator)
+        noise = [torch.randn(part.shape, generator=generator) for part in (drawn[0], drawn[2])][1]
+        told = sample_next(task._teacher, drawn[0], drawn[1], noise[None], SamplerConfig(4))
+        torch.testing.assert_close(found[-1][5:], told[5:])
 
 
 def test_what_is_unusual_is_looked_at(game: tuple[Checkpoint, list[LatentEpisodes]]) -> None:
@@ -109,7 +104,7 @@ def test_what_is_unusual_is_looked_at(game: tuple[Checkpoint, list[LatentEpisode
     latents[:, :, 14, 0] = 1
     weights = torch.zeros(8, 15, 20)
     weights[:, 14, 0] = 1
-    task._distance(latents, latents, weights, np.array([1, 6]), np.random.default_rng(0))
+    task._distance(latents, latents, weights, np.random.default_rng(0))
     assert seen[0].shape == (2, 8, 8, 10)
     assert (seen[0].amax(dim=(1, 2, 3)) == 1).all()
 
@@ -164,7 +159,6 @@ def test_the_command(
 
     assert "no file of LPIPS weights here" in train("--init", "game", "--lpips-weights", "nowhere")
     assert "--outcome-minutes" in train(*start, "--outcome-minutes", "-1")
-    assert "--own-frames" in train(*start, "--own-frames", "-1")
     make_recording(tmp_path / "other", (12, 13, 14), fps=20.0, frame_skip=2)
     assert "the recording is of another game than the checkpoint" in train(*start, data="other")
     assert "no such checkpoint" in train("--init", "nothing", "--lpips-weights", str(lpips_weights))
