@@ -32,7 +32,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("evaluate",): ("Evaluate", "measure a checkpoint against the real game"),
     ("lpips",): ("ConvertLpips", "convert LPIPS weights, for evaluate --lpips-weights"),
     ("bench",): ("Bench", "measure speed on this machine"),
-    ("info",): ("Info", "versions, devices and shipped checkpoints"),
+    ("info",): ("Info", "versions, devices, shipped checkpoints and presets"),
 }
 INTERRUPTED = 130
 

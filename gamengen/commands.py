@@ -237,7 +237,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Info:
-    """Versions, devices and shipped checkpoints.
+    """Versions, devices, shipped checkpoints, and presets with what was measured of them.
 
     Example: gamengen info
     """
@@ -253,6 +253,7 @@ class Info:
 
         from gamengen import __version__
         from gamengen.devices import choose_device, describe_device, has_bf16
+        from gamengen.presets import PRESETS
 
         def version(name: str) -> str:
             try:
@@ -270,6 +271,7 @@ class Info:
             "computes_in": "bfloat16" if has_bf16(device) else "float32",
             "cuda_devices": torch.cuda.device_count(),
             **_shipped_table(),
+            "presets": {name: preset.measured for name, preset in PRESETS.items()},
         }
 
 
