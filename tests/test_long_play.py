@@ -14,7 +14,7 @@ from gamengen.devices import choose_device
 from gamengen.evaluation.collapse import frame_statistics
 from gamengen.evaluation.drift import summarise_collapse
 from gamengen.evaluation.long_play import measure_long_play, summarise_long_play
-from gamengen.evaluation.rare_parts import RareBlocks
+from gamengen.evaluation.rare_parts import RareBlocks, RareSights
 from gamengen.evaluation.similarity import sharpness
 from gamengen.evaluation.subject import Subject
 from gamengen.evaluation.windows import spread_windows
@@ -55,9 +55,10 @@ def test_players_see_the_neural_game_and_every_frame_is_measured(
     checkpoint = made_up()
     episodes = make_recording(tmp_path / "data", (30, 20), height=48, width=80).episodes()
     subject, rare = Recorded(checkpoint, choose_device("cpu")), RareBlocks.learn(episodes)
+    sights = RareSights.learn(subject, episodes)
     starts = spread_windows(episodes, 3, subject.context, 1)
     players, told = [Player() for _ in starts], []
-    values = measure_long_play(subject, starts, cast(Any, players), COUNT, 5, rare, told.append)
+    values = measure_long_play(subject, starts, cast(Any, players), COUNT, 5, rare, sights, told.append)
     assert [player.seed for player in players] == [5, 6, 7]
     assert told[-1] == 3 * COUNT and told == sorted(told)
     made = np.stack(subject.made, axis=1)
@@ -67,7 +68,9 @@ def test_players_see_the_neural_game_and_every_frame_is_measured(
         whole = np.concatenate([player.seen[subject.context - 1][None], made[number]])
         np.testing.assert_allclose(values["statistics"][number], frame_statistics(whole)[1:], atol=1e-5)
         np.testing.assert_allclose(values["unusual"][number, 7::8], rare.shares(made[number, 7::8]), atol=1e-6)
-    assert np.isnan(np.delete(values["unusual"], np.s_[7::8], axis=1)).all()
+        assert np.array_equal(values["sights"][number, 7::8], sights.seen(made[number, 7::8]))
+    for name in ("unusual", "sights"):
+        assert np.isnan(np.delete(values[name], np.s_[7::8], axis=1)).all()
     assert values["moving"].shape == (3, COUNT)
     row = summarise_long_play(values, None)
     assert (row["starts"], row["frames"], row["early"], row["late"]) == (3, COUNT, [10, 23], [24, 37])
@@ -92,6 +95,7 @@ def test_early_and_late_are_told_apart_and_a_collapse_is_found() -> None:
     statistics[1, 900:, :6] -= 3  # it blurs
     values = {"statistics": statistics, "moving": np.ones((2, 1200), bool)}
     values["unusual"] = np.where(np.arange(1200) % 8 == 7, [np.arange(1200.0), np.zeros(1200)], np.nan)
+    values["sights"] = np.where(np.isnan(values["unusual"]), np.nan, 0.5)
     row = summarise_long_play(values, summarise_collapse(values, lessons, lessons))
     assert (row["starts"], row["frames"], row["collapsed"]) == (2, 1200, 1)
     assert row["first"][0] is None and 870 < row["first"][1] <= 910

@@ -98,6 +98,7 @@ class _Evaluation:
         self._not_measured: dict[str, str] = {}
         self._lpips = self._load_lpips()
         self._rare = RareBlocks.learn(self._episodes)
+        self._known_sights: RareSights | None = None
         self._judge: Judge | None = None
 
     def run(self) -> dict[str, Any]:
@@ -171,7 +172,7 @@ class _Evaluation:
         longest = max(info.frames for info in self._episodes) - self._subject.context
         shortest = max(1, min(SHORTEST, longest, options.rollout_frames))
         starts = spread_windows(self._episodes, options.rollouts, self._subject.context, shortest)
-        sights = RareSights.learn(self._subject, self._episodes)
+        sights = self._sights()
         features = self._features() if "frechet" in options.measures else None
         parts: list[Values] = []
         total = len(starts) * options.rollout_frames
@@ -203,6 +204,11 @@ class _Evaluation:
         if features is not None:
             found["frechet"] = self._guarded("frechet", lambda: self._frechet(features.name))
         return found
+
+    def _sights(self) -> RareSights:
+        if self._known_sights is None:
+            self._known_sights = RareSights.learn(self._subject, self._episodes)
+        return self._known_sights
 
     def _turns(self) -> dict[str, Any] | None:
         found = summarise_turns(self._plays)
@@ -319,6 +325,7 @@ class _Evaluation:
         )]  # fmt: skip
         names = list(dict.fromkeys(["random", options.agent or CLONED]))
         total, found = len(names) * len(starts) * options.long_frames, {}
+        sights = self._sights()
         with progress("long play", total, "frames") as show:
             for number, name in enumerate(names):
                 parts = []
@@ -332,7 +339,7 @@ class _Evaluation:
                         players = [make_player(name, judge, header) for _ in group]
                         return measure_long_play(
                             self._subject, group, players, options.long_frames, options.seed + first, self._rare,
-                            lambda frames: show(done + frames, ""),
+                            sights, lambda frames: show(done + frames, ""),
                         )  # fmt: skip
 
                     parts.append(self._parts.take(f"long_{number}_{first:05}", measure))

@@ -13,7 +13,7 @@ import numpy as np
 from agents.agent import Agent
 from gamengen.evaluation.collapse import STATISTICS, frame_statistics
 from gamengen.evaluation.intervals import rounded
-from gamengen.evaluation.rare_parts import RareBlocks
+from gamengen.evaluation.rare_parts import RareBlocks, RareSights
 from gamengen.evaluation.subject import Subject
 from gamengen.evaluation.turning import moves_view
 from gamengen.evaluation.windows import Start
@@ -34,6 +34,7 @@ def measure_long_play(
     count: int,
     seed: int,
     rare: RareBlocks,
+    sights: RareSights,
     show: Callable[[int], None] = lambda frames: None,
 ) -> Values:
     """Play ``count`` frames from each start, side by side; each player sees the neural game's frames alone.
@@ -45,11 +46,12 @@ def measure_long_play(
         count: frames.
         seed: of the sampling noise, and with the number of the start of the players.
         rare: finds what is unusual.
+        sights: tells whether something unusual is in view.
         show: called with the number of frames made so far.
 
     Returns:
         ``statistics`` (S, count, 34) of :func:`gamengen.evaluation.collapse.frame_statistics`, ``moving`` (S, count),
-        whether the view was moved, and ``unusual`` (S, count), of every eighth frame, else NaN.
+        whether the view was moved, and ``unusual`` and ``sights`` (S, count), of every eighth frame, else NaN.
     """
     context = subject.context
     info: dict[str, Any] = {"variables": {}}
@@ -67,15 +69,17 @@ def measure_long_play(
     frames = np.stack([episode.frames for episode in episodes])
     before = np.stack([episode.actions[:-1] for episode in episodes])
     statistics: list[np.ndarray] = []
-    unusual = np.full((len(starts), count), np.nan)
+    unusual, seen = np.full((2, len(starts), count), np.nan)
     for chunk in _chunks(frames[:, -1], subject.play(frames, before, choose, count, seed)):
         done = sum(part.shape[1] for part in statistics)
         for number in range(RARE_EVERY - 1 - done % RARE_EVERY, chunk.shape[1] - 1, RARE_EVERY):
             unusual[:, done + number] = rare.shares(chunk[:, 1 + number])
+            seen[:, done + number] = sights.seen(chunk[:, 1 + number])
         statistics.append(np.stack([frame_statistics(play)[1:] for play in chunk]))
         show(len(starts) * (done + chunk.shape[1] - 1))
     moving = [moves_view(subject.config.action_set, play) for play in np.stack(held, axis=1)]
-    return {"statistics": np.concatenate(statistics, axis=1), "moving": np.stack(moving), "unusual": unusual}
+    told = {"unusual": unusual, "sights": seen}
+    return {"statistics": np.concatenate(statistics, axis=1), "moving": np.stack(moving), **told}
 
 
 def summarise_long_play(values: Values, collapse: dict[str, Any] | None) -> dict[str, Any]:
@@ -125,6 +129,7 @@ def _looks(values: Values) -> Values:
     return {
         "sharpness": np.mean(sharp, axis=0),
         "unusual": values["unusual"],
+        "sights": values["sights"],
         "brightness": mean("brightness"),
         "contrast": mean("contrast"),
         "colourfulness": columns["colourfulness"],

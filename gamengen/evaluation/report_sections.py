@@ -252,7 +252,8 @@ def _long(metrics: Metrics) -> list[Lines]:
         [
             "Long plays go on where the real game would long be over; nothing but the picture itself tells how they "
             "look. Brightness, contrast and colourfulness are shares of full scale, sharpness and motion grey levels, "
-            "*unusual* the share of the picture that is seldom seen where it stands."
+            "*unusual* the share of the picture that is seldom seen where it stands, *sights* the share of frames with "
+            "something unusual in view."
         ],
         *parts,
     ]
