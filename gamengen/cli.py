@@ -35,6 +35,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("info",): ("Info", "versions, devices, shipped checkpoints and presets"),
 }
 INTERRUPTED = 130
+SPINS = "10000"  # by which a thread waits for the others before it sleeps: a fraction of a millisecond
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,6 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(overview(words[0]))
             return
         _fail(f"unknown command ; {' '.join(words[:2])} ; see gamengen --help")
+    if "OMP_WAIT_POLICY" not in os.environ:  # read when torch is imported, which comes later
+        # By default PyTorch's threads spin for milliseconds, and where other programs want the cores too they wait for
+        # those that have none: a frame then takes a second.
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     sys.exit(_run(command, words[len(command) :]))
 
 

@@ -17,7 +17,7 @@ import torch
 
 import gamengen
 import gamengen.checkpoints
-from gamengen import commands
+from gamengen import cli, commands
 from gamengen.cli import COMMANDS, main, overview
 
 ROOT = Path(__file__).parents[1]
@@ -432,3 +432,16 @@ def test_info_without_a_package(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     code, out, _ = run("info")
     assert code == 0
     assert "not installed" in out
+
+
+def test_threads_do_not_spin_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the user says how they should wait."""
+    monkeypatch.setattr(cli, "_run", lambda *_: 0)
+    for given, expected in (({}, cli.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)):
+        for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit):
+            cli.main(["info"])
+        assert os.environ.get("GOMP_SPINCOUNT") == expected
