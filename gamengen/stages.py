@@ -43,7 +43,7 @@ from recorder.recording import Recording, write_json
 
 BATCH = {"autoencoder": 16, "flow": 48, "denoiser": 16, "student": 16, "perceptual": 24, "decoder": 8, "outcome": 128}
 BEGUN = "begun.json"  # what a denoiser's training started from
-STAGES = ("autoencoder", "flow", "denoiser", "student", "decoder", "outcome")
+STAGES = ("autoencoder", "flow", "denoiser", "student", "perceptual", "decoder", "outcome")
 CUDA_BATCH_FACTOR = 8  # a GPU is only busy with many samples at once
 
 
@@ -124,15 +124,24 @@ def _note_beginning(init: Checkpoint, folder: Path) -> None:
 
 def _check_made_for(folder: Path, part: str, model: nn.Module) -> None:
     """See that what ``folder`` holds was trained for this very ``part`` of the model, and note that it is."""
-    path, own = folder / f"{part}.json", {part: weights_hash(model)}
+    path = folder / f"{part}.json"
     try:
-        if path.is_file() and json.loads(path.read_text()) != own:
+        if path.is_file() and not _was_made_for(folder, part, model):
             what = f"the {folder.name} in the work folder was trained for another {part}"
             raise CheckpointError(what, folder, "delete this folder to train it anew")
         with first_goes_first():
             folder.mkdir(parents=True, exist_ok=True)
             if is_first():
-                write_json(path, own)
+                write_json(path, {part: weights_hash(model)})
+    except OSError as error:
+        raise CheckpointError(f"cannot use it ({error})", path, "delete this folder to train it anew") from error
+
+
+def _was_made_for(folder: Path, part: str, model: nn.Module) -> bool:
+    """Whether ``folder`` notes that what it holds was trained for this very ``part`` of the model."""
+    path = folder / f"{part}.json"
+    try:
+        return path.is_file() and json.loads(path.read_text()) == {part: weights_hash(model)}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot use it ({error})", path, "delete this folder to train it anew") from error
 
@@ -157,7 +166,10 @@ def load_denoiser(stage: Stage) -> Denoiser:
 
 
 def load_student(stage: Stage, denoiser: Denoiser) -> Denoiser | None:
-    """The student of ``denoiser`` that an earlier stage left in the work folder, or None.
+    """The student of ``denoiser`` that earlier stages left in the work folder, or None.
+
+    Where it was trained on there by what is seen, it is that one. What ``gamengen train perceptual`` made of a
+    checkpoint's student is not: it has no denoiser there.
 
     Raises:
         CheckpointError: it is another denoiser's.
@@ -165,7 +177,11 @@ def load_student(stage: Stage, denoiser: Denoiser) -> Denoiser | None:
     if not (stage.work / "student" / "final.safetensors").is_file():
         return None
     _check_made_for(stage.work / "student", "denoiser", denoiser)
-    return _load_stage(_fresh_denoiser(stage), stage, "student")
+    student = _load_stage(_fresh_denoiser(stage), stage, "student")
+    seen = stage.work / "perceptual"
+    if (seen / "final.safetensors").is_file() and _was_made_for(seen, "denoiser", student):
+        return _load_stage(_fresh_denoiser(stage), stage, "perceptual")
+    return student
 
 
 def load_player(stage: Stage, autoencoder: Autoencoder) -> Player | None:

@@ -24,13 +24,13 @@ from gamengen.diffusion import CONTEXT_NOISE_MAX, SamplerConfig, sample_next
 from gamengen.latents import LatentEpisodes, gather_steps, window_starts
 from gamengen.processes import share, spread
 from gamengen.train_denoiser import UNROLL_SHARE, DenoiserTask
+from gamengen.train_student import STUDENT_STEPS, TEACHER_STEPS
 from gamengen.training import step_generator
 
 SEEN_SHARE = 5.0  # of the latents' error's gradient, where both reach the predicted latents
 SEEN = 1 / 3  # of a batch: to decode and compare a frame takes eight times as long as to predict it
 CROP = (8, 10)  # positions of a latent that are decoded and compared
 NOISE_SHARE = 0.5  # of the context's noise in the denoiser's training
-TEACHER_STEPS = 4
 HELD_OUT_FRAMES = 16
 RATES = (0.003, 1.5e-4)  # learning rates of Muon and AdamW
 
@@ -88,7 +88,7 @@ class PerceptualTask(DenoiserTask):
             float(torch.autograd.grad(part, predicted, retain_graph=True)[0].square().sum()) for part in (plain, seen)
         ]
         errors, seeing = (processes.average(square, self._device) ** 0.5 for square in squares)
-        self._advance_plays(SamplerConfig(1), generator)
+        self._advance_plays(SamplerConfig(STUDENT_STEPS), generator)
         return plain + seen * (SEEN_SHARE * errors / (seeing + 1e-8))
 
     def _tell(self, context: torch.Tensor, held: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -137,7 +137,7 @@ class PerceptualTask(DenoiserTask):
         past, held, target = (part.to(self._device) for part in gather_steps(self._held_out, picks, context))
         generator = step_generator(self._seed, 0, self._device)
         noise = torch.randn(1, *target.shape, generator=generator, device=self._device)
-        predicted = sample_next(self._denoiser, past, held, noise, SamplerConfig(1)).float()
+        predicted = sample_next(self._denoiser, past, held, noise, SamplerConfig(STUDENT_STEPS)).float()
         pairs = [(self._autoencoder.decode(part).float() for part in pair) for pair in zip(
             target.float().split(4), predicted.split(4), strict=True
         )]  # fmt: skip

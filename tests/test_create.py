@@ -27,6 +27,7 @@ from gamengen.create import CreateOptions, Plan, create_game, make_plan
 from gamengen.evaluation.results import summarise
 from gamengen.latents import weights_hash
 from gamengen.single_stages import distill, train_autoencoder, train_decoder, train_denoiser, train_outcome
+from gamengen.stages import Stage, load_denoiser, load_student
 from gamengen.training import TrainOptions
 from recorder.recording import Recording
 
@@ -116,6 +117,14 @@ def test_a_student_trained_by_what_is_seen(make_recording: Make, lpips_weights: 
     checkpoint = load_checkpoint(tmp_path / "seen")
     assert checkpoint.config.sampler.steps == 1
     assert list(checkpoint.config.training["minutes"])[3:6] == ["denoiser", "student", "perceptual"]
+
+    # The stages by hand go on with it, but for one that was made of another student.
+    stage = Stage(Recording.open(tmp_path / "data"), tmp_path / "work", "tiny", torch.device("cpu"))
+    for expected in (seen, student):
+        found = load_student(stage, load_denoiser(stage))
+        assert found is not None
+        assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
+        (tmp_path / "work" / "perceptual" / "denoiser.json").write_text('{"denoiser": "another"}')
 
 
 def test_stages_by_hand(make_recording: Make, tmp_path: Path) -> None:

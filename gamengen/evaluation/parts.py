@@ -13,6 +13,7 @@ import numpy as np
 from agents.errors import DataError
 from recorder.recording import write_json
 
+VERSION = 2  # of what the parts hold: with another, an evaluation that was begun is begun anew
 Values = dict[str, np.ndarray]
 
 
@@ -31,7 +32,7 @@ class Parts:
         self.folder = folder
         if folder is None:
             return
-        path, text = folder / "key.json", json.loads(json.dumps(key))
+        path, text = folder / "key.json", json.loads(json.dumps({"version": VERSION, **key}))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if _read_key(path) != text:

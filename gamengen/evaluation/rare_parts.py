@@ -45,8 +45,7 @@ class RareBlocks:
     def shares(self, frames: np.ndarray) -> np.ndarray:
         """The share of each frame (N, H, W, 3) uint8 that lies in unusual blocks, (N,)."""
         found = [
-            self._rarity.rare(block_features(frames[first : first + CHUNK]) / self._scale).float().mean(dim=(1, 2))
-            for first in range(0, len(frames), CHUNK)
+            self._rarity.rare(block_features(part) / self._scale).float().mean(dim=(1, 2)) for part in _chunks(frames)
         ]
         return torch.cat(found).numpy() if found else np.zeros(0, np.float32)
 
@@ -93,10 +92,10 @@ def _chunks(frames: np.ndarray) -> list[np.ndarray]:
 
 def block_features(frames: np.ndarray) -> torch.Tensor:
     """The mean colour and its spread in each block of frames (N, H, W, 3) uint8, (N, 6, H/16, W/16)."""
-    count, height, width, _ = frames.shape
+    height, width = frames.shape[1:3]
     found = []
-    for first in range(0, count, CHUNK):
-        part = frames[first : first + CHUNK].astype(np.float32) / 255
+    for chunk in _chunks(frames):
+        part = chunk.astype(np.float32) / 255
         blocks = part.reshape(len(part), height // BLOCK, BLOCK, width // BLOCK, BLOCK, 3)
         found.append(np.concatenate([blocks.mean(axis=(2, 4)), blocks.std(axis=(2, 4))], axis=-1))
     return torch.from_numpy(np.concatenate(found)).permute(0, 3, 1, 2)
