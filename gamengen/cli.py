@@ -27,6 +27,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("train", "denoiser"): ("TrainDenoiser", "train a denoiser on a recording, given an autoencoder"),
     ("train", "distill"): ("TrainDistill", "train a student that needs one sampling step, given a denoiser"),
     ("train", "perceptual"): ("TrainPerceptual", "train a checkpoint's student on by what is seen (LPIPS)"),
+    ("train", "match"): ("TrainMatch", "train a checkpoint's student on to match what a teacher would sample"),
     ("train", "decoder"): ("TrainDecoder", "train the decoder on, with motion compensation"),
     ("train", "outcome"): ("TrainOutcome", "train the head that tells reward and the game's end"),
     ("evaluate",): ("Evaluate", "measure a checkpoint against the real game"),

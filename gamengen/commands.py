@@ -23,6 +23,7 @@ from gamengen.train_commands import (
     TrainDenoiser,
     TrainDistill,
     TrainFlow,
+    TrainMatch,
     TrainOutcome,
     TrainPerceptual,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "TrainDenoiser",
     "TrainDistill",
     "TrainFlow",
+    "TrainMatch",
     "TrainOutcome",
     "TrainPerceptual",
 ]

@@ -19,6 +19,7 @@ from gamengen.processes import count, share
 
 SIGMA_MEAN, SIGMA_STD = 0.3, 1.2
 PURE_NOISE_SHARE = 0.25  # of training samples: the first sampling step always starts there
+LOW_SHARE, LOW_MEDIAN = 0.4, 0.1  # of all others, where a model must be right there too: a digit is decided there
 CONTEXT_NOISE_MAX = 0.6
 LARGEST_SEED = 2**31 - 1
 
@@ -53,6 +54,7 @@ def denoising_loss(
     metric: torch.Tensor | None = None,
     context_noise: float = CONTEXT_NOISE_MAX,
     weight: torch.Tensor | None = None,
+    low_share: float = 0.0,
 ) -> torch.Tensor:
     """Weighted squared error of the predicted next latent, one value a sample (B,).
 
@@ -68,6 +70,7 @@ def denoising_loss(
             :func:`gamengen.train_denoiser.visible_metric`.
         context_noise: highest noise level of the context; 0 leaves the augmentation out.
         weight: of each position (B, h, w); see :class:`gamengen.rarity.Rarity`.
+        low_share: as of :func:`draw_sigma`.
     """
     batch, device = len(target) * count(), target.device
 
@@ -77,7 +80,7 @@ def denoising_loss(
     def randn(like: torch.Tensor) -> torch.Tensor:
         return share(torch.randn((batch, *like.shape[1:]), generator=generator, device=device))
 
-    sigma = torch.sigmoid(SIGMA_MEAN + SIGMA_STD * share(torch.randn(batch, generator=generator, device=device)))
+    sigma = share(draw_sigma(batch, generator, low_share))
     sigma = torch.where(rand() < PURE_NOISE_SHARE, 1.0, sigma)
     level = context_noise * rand().square()  # low levels, which play uses, are seen more often
     noised = context + level[:, None, None, None, None] * randn(context)
@@ -90,6 +93,17 @@ def denoising_loss(
     if weight is not None:
         squared = squared * weight
     return squared.mean(dim=(1, 2)) / (sigma.square() + 0.05)
+
+
+def draw_sigma(number: int, generator: torch.Generator, low_share: float) -> torch.Tensor:
+    """Noise levels to train at, (number,) in (0, 1); ``low_share`` of them low, 0.1 in the median."""
+    normal = torch.randn(number, generator=generator, device=generator.device)
+    sigma = torch.sigmoid(SIGMA_MEAN + SIGMA_STD * normal)
+    if not low_share:
+        return sigma
+    kind, uniform = torch.rand(2, number, generator=generator, device=generator.device)
+    odds = LOW_MEDIAN / (1 - LOW_MEDIAN)
+    return torch.where(kind < low_share, odds * uniform / (1 - (1 - odds) * uniform), sigma)
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ def finish_checkpoint(
     }
     training = {
         "minutes": minutes,
-        **_beginning(stage.work / ("denoiser" if "denoiser" in minutes else "perceptual")),
+        **_beginning(stage.work / ("denoiser" if "denoiser" in minutes else next(iter(minutes)))),
         "device": describe_device(stage.device),
         "seed": stage.seed,
     }

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import torch
 
+from gamengen.latents import LatentEpisodes, window_starts
+
 RIDGE = 0.02  # added to every variance; a latent channel has about 1 over all positions
 MOST_FRAMES = 8192  # that the statistics are taken from
 GAIN, MOST = 2.0, 6.0
 RARE = 2.5  # the distance of what is called rare: about one position in thirty, in a game with few monsters
+STILL = 0.05  # squared difference a channel of a position that stays as it is; two unlike latents have 2
+STEADY_STRIDE = 8  # of the pairs of frames that are looked at
 CHUNK = 512
 
 
@@ -52,3 +56,18 @@ class Rarity:
 
     def _away(self, latents: torch.Tensor) -> torch.Tensor:
         return (latents.float() - self._mean).permute(2, 3, 0, 1)  # (h, w, B, C)
+
+
+def steady_positions(episodes: LatentEpisodes) -> torch.Tensor:
+    """How often each position stays as it is while most of the picture moves, (h, w) in [0, 1]: 1 in a score bar.
+
+    0 everywhere where the picture never moves.
+    """
+    first = torch.from_numpy(window_starts(episodes.lengths, 2)[::STEADY_STRIDE]).to(episodes.latents.device)
+    still = []
+    for part in first.split(CHUNK):
+        change = episodes.latents[part + 1].float() - episodes.latents[part].float()
+        still.append(change.square().mean(dim=1) < STILL)
+    found = torch.cat(still)
+    moving = found[found.float().mean(dim=(1, 2)) < 0.5].float()
+    return moving.mean(dim=0) if len(moving) else torch.zeros_like(found[0], dtype=torch.float32)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from agents.errors import DataError, OptionError
-from gamengen.checkpoints import check_writable, load_checkpoint
+from gamengen.checkpoints import Checkpoint, check_writable, load_checkpoint
+from gamengen.denoiser import Denoiser
 from gamengen.devices import choose_device, describe_device, place
 from gamengen.diffusion import SamplerConfig
 from gamengen.evaluation.lpips import Lpips
@@ -27,6 +28,7 @@ from gamengen.stages import (
     fit_decoder,
     fit_denoiser,
     fit_flow,
+    fit_matched,
     fit_outcome,
     fit_perceptual,
     fit_student,
@@ -53,14 +55,21 @@ def train_autoencoder(
 
 
 def train_denoiser(
-    data: Path, work: Path, out: Path, preset: str, init: str | None, options: TrainOptions, device: str
+    data: Path,
+    work: Path,
+    out: Path,
+    preset: str,
+    init: str | None,
+    options: TrainOptions,
+    device: str,
+    faithful: bool = False,
 ) -> dict[str, Any]:
     """``gamengen train denoiser``: trains, evaluates and writes the checkpoint."""
     check_writable(out)
     stage = _stage(data, work, preset, init, options, device)
     autoencoder = load_autoencoder(stage)
     latents = encode(stage, autoencoder)
-    denoiser = fit_denoiser(stage, autoencoder, latents, options)
+    denoiser = fit_denoiser(stage, autoencoder, latents, options, faithful)
     networks = Networks(autoencoder, denoiser, SamplerConfig(), flow=load_flow(stage))
     return _write_stage(stage, networks, latents, out, ("autoencoder", "flow", "denoiser"))
 
@@ -98,9 +107,35 @@ def train_perceptual(
 ) -> dict[str, Any]:
     """``gamengen train perceptual``: trains, evaluates and writes the checkpoint."""
     check_writable(out)
-    if not 0 <= outcome_minutes < math.inf:
-        raise OptionError(f"must be 0 or more, got {outcome_minutes}", "--outcome-minutes", "for example 6")
+    _check_outcome_minutes(outcome_minutes)
     eyes = Lpips.load(weights)
+    stage, start = _going_on(data, work, init, options, device)
+    autoencoder = place(start.autoencoder, stage.device)
+    latents = encode_alone(stage, autoencoder)
+    denoiser = fit_perceptual(stage, autoencoder, start.denoiser, latents, eyes, options)
+    return _write_student(stage, denoiser, latents, out, ("perceptual",), outcome_minutes)
+
+
+def match(
+    data: Path, work: Path, out: Path, init: str, options: TrainOptions, outcome_minutes: float, device: str
+) -> dict[str, Any]:
+    """``gamengen train match``: trains, evaluates and writes the checkpoint."""
+    check_writable(out)
+    _check_outcome_minutes(outcome_minutes)
+    stage, start = _going_on(data, work, init, options, device)
+    teacher, autoencoder = load_denoiser(stage), place(start.autoencoder, stage.device)
+    latents = encode_alone(stage, autoencoder)
+    denoiser = fit_matched(stage, autoencoder, start.denoiser, teacher, latents, options)
+    return _write_student(stage, denoiser, latents, out, ("denoiser", "matched"), outcome_minutes)
+
+
+def _check_outcome_minutes(minutes: float) -> None:
+    if not 0 <= minutes < math.inf:
+        raise OptionError(f"must be 0 or more, got {minutes}", "--outcome-minutes", "for example 6")
+
+
+def _going_on(data: Path, work: Path, init: str, options: TrainOptions, device: str) -> tuple[Stage, Checkpoint]:
+    """The stage of a student that is trained on alone, and the checkpoint that it is of."""
     stage = _stage(data, work, load_checkpoint(init).config.preset, init, options, device)
     start, header = stage.init, stage.recording.header
     assert start is not None
@@ -115,17 +150,26 @@ def train_perceptual(
     )
     if same != (header.spec, header.action_set, header.height, header.width, header.frame_skip):
         raise DataError("the recording is of another game than the checkpoint", data, f"record {start.config.spec}")
-    autoencoder = place(start.autoencoder, stage.device)
-    latents = encode_alone(stage, autoencoder)
-    denoiser = fit_perceptual(stage, autoencoder, start.denoiser, latents, eyes, options)
+    return stage, start
+
+
+def _write_student(
+    stage: Stage,
+    denoiser: Denoiser,
+    latents: tuple[LatentEpisodes, LatentEpisodes],
+    out: Path,
+    names: tuple[str, ...],
+    outcome_minutes: float,
+) -> dict[str, Any]:
+    """Write the checkpoint that the stage began with, with another student, and with its outcome head or a new one."""
+    assert stage.init is not None
+    autoencoder, outcome = place(stage.init.autoencoder, stage.device), stage.init.outcome
     sampler = SamplerConfig(STUDENT_STEPS)
-    outcome = start.outcome
     if outcome_minutes:
-        telling = TrainOptions(minutes=outcome_minutes, adam_lr=1e-3, seed=options.seed)
+        telling = TrainOptions(minutes=outcome_minutes, adam_lr=1e-3, seed=stage.seed)
         outcome = fit_outcome(stage, autoencoder, latents, telling, Player(denoiser, sampler))
-    return _write_stage(
-        stage, Networks(autoencoder, denoiser, sampler, outcome), latents, out, ("perceptual", "outcome")
-    )
+        names = (*names, "outcome")
+    return _write_stage(stage, Networks(autoencoder, denoiser, sampler, outcome), latents, out, names)
 
 
 def train_decoder(

@@ -35,13 +35,23 @@ from gamengen.train_autoencoder import POOL_FRAMES, AutoencoderTask, load_frame_
 from gamengen.train_decoder import CAMERA_PAIRS, DecoderTask, find_footage
 from gamengen.train_denoiser import DenoiserTask
 from gamengen.train_flow import FlowTask
+from gamengen.train_matching import MatchingTask
 from gamengen.train_outcome import OutcomeTask, Player, find_results, outcome_config
 from gamengen.train_perceptual import PerceptualTask
 from gamengen.train_student import STUDENT_STEPS, StudentTask
 from gamengen.training import Trainer, TrainOptions, load_finished
 from recorder.recording import Recording, write_json
 
-BATCH = {"autoencoder": 16, "flow": 48, "denoiser": 16, "student": 16, "perceptual": 24, "decoder": 8, "outcome": 128}
+BATCH = {
+    "autoencoder": 16,
+    "flow": 48,
+    "denoiser": 16,
+    "student": 16,
+    "perceptual": 24,
+    "matched": 24,
+    "decoder": 8,
+    "outcome": 128,
+}
 BEGUN = "begun.json"  # what a denoiser's training started from
 STAGES = ("autoencoder", "flow", "denoiser", "student", "perceptual", "decoder", "outcome")
 CUDA_BATCH_FACTOR = 8  # a GPU is only busy with many samples at once
@@ -147,11 +157,13 @@ def _was_made_for(folder: Path, part: str, model: nn.Module) -> bool:
 
 
 def load_autoencoder(stage: Stage) -> Autoencoder:
-    """The autoencoder that an earlier stage left in the work folder.
+    """The autoencoder that an earlier stage left in the work folder, or else that of the checkpoint to start from.
 
     Raises:
         CheckpointError: there is none.
     """
+    if stage.init is not None and not (stage.work / "autoencoder").is_dir():
+        return place(copy.deepcopy(stage.init.autoencoder), stage.device).eval()
     model = place(Autoencoder(find_preset(stage.preset).autoencoder), stage.device)
     return _load_stage(model, stage, "autoencoder")
 
@@ -285,6 +297,7 @@ def fit_denoiser(
     autoencoder: Autoencoder,
     latents: tuple[LatentEpisodes, LatentEpisodes],
     options: TrainOptions,
+    faithful: bool = False,
 ) -> Denoiser:
     """Train the denoiser, or load it where this budget is spent already."""
     torch.manual_seed(stage.seed + 1)
@@ -299,7 +312,8 @@ def fit_denoiser(
         mover = load_mover(stage, autoencoder)
         if mover is not None:
             _check_made_for(folder, "flow", mover.network)
-        task = DenoiserTask(model, autoencoder, *latents, stage.seed, stage.batch("denoiser"), mover=mover)
+        batch = stage.batch("denoiser")
+        task = DenoiserTask(model, autoencoder, *latents, stage.seed, batch, mover=mover, faithful=faithful)
         Trainer(task, options, folder).run()
     return model.eval()
 
@@ -341,6 +355,26 @@ def fit_perceptual(
     if not load_finished(model, folder, options):
         batch = stage.batch("perceptual")
         task = PerceptualTask(model, teacher, decoder, *latents, stage.seed + 6, eyes, batch)
+        Trainer(task, options, folder).run()
+    return model.eval()
+
+
+def fit_matched(
+    stage: Stage,
+    autoencoder: Autoencoder,
+    student: Denoiser,
+    teacher: Denoiser,
+    latents: tuple[LatentEpisodes, LatentEpisodes],
+    options: TrainOptions,
+) -> Denoiser:
+    """``student`` trained on to make what ``teacher`` would as often as that would, or loaded where that is done."""
+    model, folder = place(copy.deepcopy(student), stage.device), stage.work / "matched"
+    _check_made_for(folder, "student", student)
+    _check_made_for(folder, "teacher", teacher)
+    if stage.init is not None:
+        _note_beginning(stage.init, folder)
+    if not load_finished(model, folder, options):
+        task = MatchingTask(model, teacher, autoencoder, *latents, stage.seed + 7, stage.batch("matched"))
         Trainer(task, options, folder).run()
     return model.eval()
 

@@ -1,5 +1,5 @@
 """The commands that train one stage: ``gamengen train autoencoder``, ``flow``, ``denoiser``, ``distill``,
-``perceptual``, ``decoder`` and ``outcome``."""
+``perceptual``, ``match``, ``decoder`` and ``outcome``."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class TrainFlow(_FromCheckpoint):
 class TrainDenoiser(_FromCheckpoint):
     """Train a denoiser on a recording and write a checkpoint. Run again, it goes on.
 
-    The work folder holds the autoencoder that gamengen train autoencoder made there.
+    The work folder holds the autoencoder that gamengen train autoencoder made there; else that of --init is used.
 
     Example: gamengen train denoiser --data data/center --work runs/center --minutes 60 --out center
     """
@@ -106,12 +106,16 @@ class TrainDenoiser(_FromCheckpoint):
     """Work folder with a trained autoencoder; latents and training state go there."""
     out: Path
     """Folder of the checkpoint."""
+    faithful: bool = False
+    """Ask for what is rare no more strongly than it is likely, for a teacher of gamengen train match. With few
+    sampling steps such a denoiser itself shows too little of it."""
 
     def run(self) -> dict[str, Any]:
         """Train."""
         from gamengen.single_stages import train_denoiser
 
-        return train_denoiser(self.data, self.work, self.out, self.preset, self.init, self.options(), self.device)
+        how = self.options(), self.device, self.faithful
+        return train_denoiser(self.data, self.work, self.out, self.preset, self.init, *how)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +173,36 @@ class TrainPerceptual(_Budget):
 
         how = self.options(), self.outcome_minutes
         return train_perceptual(self.data, self.work, self.out, self.init, self.lpips_weights, *how, self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainMatch(_Budget):
+    """Train a checkpoint's student on to make what a teacher would, as often as that would. Run again, it goes on.
+
+    The work folder holds the teacher, a denoiser that gamengen train denoiser --init --faithful made there. The
+    autoencoder stays as it is, and the outcome head too unless --outcome-minutes says otherwise.
+
+    Example: gamengen train match --init game --data data/center --work runs/center --minutes 20 --out matched
+    """
+
+    init: str
+    """Checkpoint to start from; it is meant for one sampling step."""
+    work: Path
+    """Work folder with the teacher; the training state goes there."""
+    out: Path
+    """Folder of the checkpoint."""
+    outcome_minutes: float = 0.0
+    """Then train an outcome head anew for so long, on what the student now shows."""
+    muon_lr: float = 0.002
+    """Learning rate of the hidden convolutions."""
+    adam_lr: float = 1e-4
+    """Learning rate of everything else."""
+
+    def run(self) -> dict[str, Any]:
+        """Train."""
+        from gamengen.single_stages import match
+
+        return match(self.data, self.work, self.out, self.init, self.options(), self.outcome_minutes, self.device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,19 +13,22 @@ from agents.errors import DataError
 from gamengen.autoencoder import Autoencoder
 from gamengen.denoiser import Denoiser
 from gamengen.devices import place
-from gamengen.diffusion import CONTEXT_NOISE_MAX, SamplerConfig, denoising_loss, sample_next
+from gamengen.diffusion import CONTEXT_NOISE_MAX, LOW_SHARE, SamplerConfig, denoising_loss, sample_next
 from gamengen.evaluation.similarity import STILL_PSNR, frame_ssim, sharpness
 from gamengen.flow import Mover
-from gamengen.free_plays import FreePlays, move_decoded
+from gamengen.free_plays import LONGEST_PLAY, FreePlays, move_decoded
 from gamengen.latents import LatentEpisodes, gather_steps, gather_windows, window_starts
 from gamengen.processes import check_batch, share, spread
-from gamengen.rarity import Rarity
+from gamengen.rarity import Rarity, steady_positions
 from gamengen.train_autoencoder import frame_psnr
 from gamengen.training import Task, step_generator
 
 UNROLL_START = 0.6  # share of the budget after which training also follows the model's own frames
 UNROLL_SHARE = 0.375  # of the batch
 UNROLL_STEPS = (1, 2)  # sampling steps of the model's own frames
+FAITHFUL_PLAY = 12  # frames of its longest: after more the recorded frame is no longer what should follow
+REACH = 3  # positions: what is unusual is no further away a frame later
+STEADY = 30.0  # added to the weight of a position that never moves: what changes in a score bar is small
 HELD_OUT_WINDOWS = 48
 VISIBLE_PIXELS = 8
 NUDGE = 0.2  # of a latent channel, whose RMS is 1
@@ -36,7 +39,10 @@ ROLLOUT_FRAMES = 32
 class DenoiserTask(Task):
     """Predict the next latent; see :class:`gamengen.training.Task`.
 
-    Errors count more where the frame is unusual, or the one before was, and unusual frames are drawn more often.
+    Errors count more where the frame is unusual, or the one before was, and unusual frames are drawn more often. So
+    what is rare is asked for more strongly than its absence, which makes up for what a few sampling steps fade.
+    A ``faithful`` denoiser is told how often it comes: weights and draws depend on the frames before alone. They count
+    what is small and stands still, such as a score bar, and low noise levels, at which that is decided, too.
     In the last part of the budget some samples take the model's own frames as their
     context: see :class:`gamengen.free_plays.FreePlays`. A denoiser that sees the last frame moved takes a ``mover``,
     and latents with the frames moved.
@@ -57,6 +63,7 @@ class DenoiserTask(Task):
         batch: int = 32,
         context_noise: float = CONTEXT_NOISE_MAX,
         mover: Mover | None = None,
+        faithful: bool = False,
     ) -> None:
         assert model.config.moved == (mover is not None)
         self._device = next(model.parameters()).device
@@ -68,12 +75,13 @@ class DenoiserTask(Task):
         self._metric = visible_metric(autoencoder, self._train.latents, seed)
         self._window = model.config.context + 1
         self._starts = window_starts(train.lengths, self._window)
-        self._rarity = Rarity(self._train.latents)
-        self._chances = (
-            self._rarity.frame_weights(self._train.latents).numpy()[self._starts + self._window - 1].cumsum()
-        )
+        self._rarity, self._faithful = Rarity(self._train.latents), faithful
+        telling = self._starts + self._window - (2 if faithful else 1)  # frames that say how often each is drawn
+        self._chances = self._rarity.frame_weights(self._train.latents).numpy()[telling].cumsum()
+        self._steady = 1 + STEADY * steady_positions(self._train) if faithful else torch.ones(())
         self._mover = mover
-        self._plays = FreePlays(self._train, int(batch * UNROLL_SHARE), model.config.context, mover=mover)
+        longest = FAITHFUL_PLAY if faithful else LONGEST_PLAY
+        self._plays = FreePlays(self._train, int(batch * UNROLL_SHARE), model.config.context, longest, mover)
         if max(held_out.lengths) < self._window:  # told now, not after minutes of training
             what = f"no held-out episode has the {self._window} frames that a training window takes"
             raise DataError(what, f"longest: {max(held_out.lengths)}", "record more or longer episodes")
@@ -85,7 +93,8 @@ class DenoiserTask(Task):
         unrolled = int(self._batch * UNROLL_SHARE) if progress >= UNROLL_START else 0
         context, held, target, weight = (share(part) for part in self._draw(rng, unrolled))
         losses = denoising_loss(
-            self._denoiser, context, held, target, generator, self._metric, self._context_noise, weight
+            self._denoiser, context, held, target, generator, self._metric, self._context_noise, weight,
+            LOW_SHARE if self._faithful else 0.0,
         )  # fmt: skip
         if unrolled:
             self._advance_plays(SamplerConfig(int(rng.choice(UNROLL_STEPS))), generator)
@@ -105,11 +114,16 @@ class DenoiserTask(Task):
         if unrolled:
             own = self._plays.windows(rng)
             context, held, target = (torch.cat(parts) for parts in zip((context, held, target), own, strict=True))
-        weight = self._rarity.weight(target)
         # Where something was a frame ago counts too: it must have moved on, or a fog stays behind. Not so in free
         # plays: where they have gone wrong everything is unusual, and they would outweigh all else.
         real = self._batch - unrolled
-        weight[:real] = torch.maximum(weight[:real], self._rarity.weight(context[:real, self._window - 2]))
+        before = self._rarity.weight(context[:real, self._window - 2])
+        if self._faithful:
+            weight = torch.ones_like(target[:, 0])
+            weight[:real] = F.max_pool2d(before[:, None], REACH, 1, REACH // 2)[:, 0] * self._steady
+        else:
+            weight = self._rarity.weight(target)
+            weight[:real] = torch.maximum(weight[:real], before)
         return context, held, target, weight
 
     def _advance_plays(self, config: SamplerConfig, generator: torch.Generator) -> None:

@@ -12,10 +12,10 @@ from test_diffusion import ACTIONS, CONTEXT, SHAPE, TARGET, Oracle
 import gamengen.train_denoiser
 from gamengen.autoencoder import Autoencoder
 from gamengen.denoiser import Denoiser
-from gamengen.diffusion import denoising_loss
+from gamengen.diffusion import LOW_SHARE, denoising_loss
 from gamengen.latents import LatentEpisodes
 from gamengen.presets import PRESETS
-from gamengen.rarity import GAIN, MOST, Rarity
+from gamengen.rarity import GAIN, MOST, Rarity, steady_positions
 from gamengen.train_denoiser import DenoiserTask
 
 TINY = PRESETS["tiny"]
@@ -66,18 +66,22 @@ def test_weights_scale_the_loss_position_by_position() -> None:
     torch.testing.assert_close(loss, expected)
 
 
+@pytest.mark.parametrize("faithful", [False, True])
 def test_training_draws_rare_frames_more_often_and_weighs_what_was_there_before(
-    monkeypatch: pytest.MonkeyPatch,
+    faithful: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A faithful one does not ask more strongly for what comes: it draws what follows."""
     latents = walls(400)
     latents[100::40, 6] = 2.0  # a flash, in one frame of forty
     episodes = LatentEpisodes(latents.half(), torch.zeros(400, 3), (400,))
     torch.manual_seed(0)
-    task = DenoiserTask(Denoiser(TINY.denoiser), Autoencoder(TINY.autoencoder), episodes, episodes, 0, batch=64)
+    parts = Denoiser(TINY.denoiser), Autoencoder(TINY.autoencoder), episodes, episodes
+    task = DenoiserTask(*parts, 0, batch=64, faithful=faithful)
     seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
-    def spy(denoiser: Any, context: Any, held: Any, target: Any, generator: Any, metric: Any, noise: Any, weight: Any):  # type: ignore[no-untyped-def]
-        seen.append((context, target, weight))
+    def spy(denoiser: Any, context: Any, held: Any, target: Any, generator: Any, metric: Any, noise: Any, *more: Any):  # type: ignore[no-untyped-def]
+        seen.append((context, target, more[0]))
+        assert more[1] == (LOW_SHARE if faithful else 0)
         return torch.zeros(len(target))
 
     monkeypatch.setattr(gamengen.train_denoiser, "denoising_loss", spy)
@@ -87,7 +91,20 @@ def test_training_draws_rare_frames_more_often_and_weighs_what_was_there_before(
     flash, before = target[:, 6].mean((1, 2)) > 1, context[:, -1, 6].mean((1, 2)) > 1
     usual = 8 / 396
     assert np.isclose(usual, 0.02, rtol=0.05)
-    assert flash.float().mean() > 4 * usual
-    assert before.any() and not (flash & before).any()
+    often, seldom = (before, flash) if faithful else (flash, before)
+    assert often.float().mean() > 4 * usual
+    assert 0 < seldom.float().mean() < 2 * usual
+    assert not (flash & before).any()
     heavy = weight.mean(dim=(1, 2)) > 5
-    assert torch.equal(heavy, flash | before)
+    assert torch.equal(heavy, before if faithful else flash | before)
+
+
+def test_what_stays_while_the_picture_moves_is_steady() -> None:
+    latents = torch.randn(400, 4, 3, 4, generator=torch.Generator().manual_seed(0))
+    latents[:, :, 2] = latents[0, :, 2]  # the score bar
+    latents[100:200] = latents[100]  # nothing moves: that says nothing
+    episodes = LatentEpisodes(latents.half(), torch.zeros(400, 3), (150, 250))
+    steady = steady_positions(episodes)
+    assert steady.tolist() == [[0.0] * 4, [0.0] * 4, [1.0] * 4]
+    still = LatentEpisodes(latents[:1].half().expand(20, -1, -1, -1), torch.zeros(20, 3), (20,))
+    assert not steady_positions(still).any()

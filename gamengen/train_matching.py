@@ -1,0 +1,140 @@
+"""Distribution matching: a student learns to make in one step what its teacher would, as often as that would.
+
+A student that is asked for the end of its teacher's path of a few steps can be no better than that path, and a few
+steps fade what is uncertain: a monster, the digit that follows. Here no path is walked. What the student makes is
+noised, and two networks say what they would make of that: the teacher, which knows the game's frames, and a critic,
+which learns the student's. Where they differ the student's frames are too many or too few, and it moves the way that
+the teacher moves away from the critic (distribution matching distillation, Yin et al., arXiv 2311.18828 and 2405.14867;
+GameNGen distils with a variant of it). Contexts are of recorded play and of the student's own.
+
+The teacher must be a faithful one, which was not asked for what is rare more strongly than for what is not; see
+:class:`gamengen.train_denoiser.DenoiserTask`.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+
+from gamengen import processes
+from gamengen.autoencoder import Autoencoder, normalise
+from gamengen.denoiser import Denoiser
+from gamengen.devices import place
+from gamengen.diffusion import CONTEXT_NOISE_MAX, LOW_SHARE, SamplerConfig, draw_sigma
+from gamengen.free_plays import FreePlays
+from gamengen.latents import LatentEpisodes
+from gamengen.muon import MuonAdamW
+from gamengen.processes import share
+from gamengen.train_denoiser import UNROLL_SHARE, DenoiserTask
+from gamengen.train_student import STUDENT_STEPS
+from gamengen.training import step_generator
+
+RATES = (0.002, 1e-4)  # learning rates of Muon and AdamW
+CRITIC_RATES = (0.01, 5e-4)  # it must follow a student that changes
+CRITIC_ALONE = 0.04  # share of the budget in which the critic learns what the student makes before it moves
+NOISE_SHARE = 0.5  # of the context's noise in the denoiser's training
+SIGMA_RANGE = (0.01, 0.98)
+
+
+class MatchingTask(DenoiserTask):
+    """Make next latents in one step that ``teacher`` cannot tell from the game's; see :class:`gamengen.training.Task`.
+
+    Contexts are those of the denoiser's training; three in eight are of free plays of the student's own, with one step.
+
+    Args:
+        model: the student; it begins as something that plays with one step.
+        teacher: a denoiser, good at all noise levels, which stays as it is.
+        autoencoder, train, held_out, seed, batch: as of :class:`gamengen.train_denoiser.DenoiserTask`.
+    """
+
+    name = "matched"
+
+    def __init__(
+        self,
+        model: Denoiser,
+        teacher: Denoiser,
+        autoencoder: Autoencoder,
+        train: LatentEpisodes,
+        held_out: LatentEpisodes,
+        seed: int,
+        batch: int = 24,
+    ) -> None:
+        super().__init__(model, autoencoder, train, held_out, seed, batch, faithful=True)
+        # Nothing recorded is asked for after own frames, so plays may be long.
+        self._plays = FreePlays(self._train, int(batch * UNROLL_SHARE), model.config.context)
+        self._teacher = place(copy.deepcopy(teacher), self._device).eval().requires_grad_(False)
+        self._critic = place(copy.deepcopy(teacher), self._device).train().requires_grad_(True)
+        self._critic_optimizer = MuonAdamW(self._critic, *CRITIC_RATES)
+
+    def loss(self, step: int, progress: float) -> torch.Tensor:
+        """Half the squared distance of what the student makes from that, moved from the critic's to the teacher's.
+
+        Its gradient is the difference between the two, a share of how far the teacher is from what was made. The
+        critic takes a step of its own on the same batch.
+        """
+        rng = np.random.default_rng([self._seed, step])
+        generator = step_generator(self._seed, step, self._device)
+        context, held, _, weight = self._draw(rng, int(self._batch * UNROLL_SHARE))
+        draw = torch.rand(self._batch, generator=generator, device=self._device)
+        level = NOISE_SHARE * CONTEXT_NOISE_MAX * draw.square()
+        on_context = torch.randn(context.shape, generator=generator, device=self._device)
+        context = context + level[:, None, None, None, None] * on_context
+        noise = torch.randn(2, *context[:, 0].shape, generator=generator, device=self._device)
+        sigma = draw_sigma(self._batch, generator, LOW_SHARE).clamp(*SIGMA_RANGE)
+        given = tuple(share(part) for part in (context, held, level))
+        start, added, sigma, weight = (share(part) for part in (*noise, sigma, weight))
+
+        made = normalise(self._denoiser(start, torch.ones_like(sigma), *given).float())
+        shown, at = made.detach(), sigma[:, None, None, None]
+        noisy = (1 - at) * shown + at * added
+        like_student = self._follow(noisy, sigma, given, shown, weight)
+        self._advance_plays(SamplerConfig(STUDENT_STEPS), generator)
+        if progress < CRITIC_ALONE:
+            return made.sum() * 0
+        with torch.no_grad():
+            like_game = self._teacher(noisy, sigma, *given).float()
+            size = (shown - like_game).abs().mean(dim=(1, 2, 3), keepdim=True)
+            wanted = shown - (like_student - like_game) / (size + 1e-3)
+            weight = torch.maximum(weight, self._rarity.weight(shown) * self._steady)
+        return ((made - wanted).square().mean(dim=1) * weight).mean() / 2
+
+    def _follow(
+        self,
+        noisy: torch.Tensor,
+        sigma: torch.Tensor,
+        given: tuple[torch.Tensor, ...],
+        shown: torch.Tensor,
+        weight: torch.Tensor,
+    ) -> torch.Tensor:
+        """What the critic makes of ``noisy``; then it learns that it was ``shown``."""
+        guess = self._critic(noisy, sigma, *given).float()
+        error = ((guess - shown).square().mean(dim=1) * weight).mean(dim=(1, 2))
+        self._critic_optimizer.zero_grad(set_to_none=True)
+        (error / (sigma.square() + 0.05)).mean().backward()
+        processes.average_gradients(self._critic)
+        self._critic_optimizer.step()
+        return guess.detach()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The free plays that go on from step to step, the critic and its optimizer."""
+        critic = {f"critic.{name}": value for name, value in self._critic.state_dict().items()}
+        moments = {
+            f"moments.{number}.{name}": value
+            for number, parameter in enumerate(self._critic.parameters())
+            for name, value in self._critic_optimizer.state[parameter].items()
+        }
+        return {**super().state(), **critic, **moments}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from :meth:`state`."""
+        super().load_state(state)
+        head = "critic."
+        self._critic.load_state_dict({n.removeprefix(head): v for n, v in state.items() if n.startswith(head)})
+        for number, parameter in enumerate(self._critic.parameters()):
+            head = f"moments.{number}."
+            found = {name.removeprefix(head): value for name, value in state.items() if name.startswith(head)}
+            self._critic_optimizer.state[parameter] = {
+                name: value.clone() if name == "step" else value.to(parameter) for name, value in found.items()
+            }

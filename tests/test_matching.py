@@ -1,0 +1,142 @@
+"""Distribution matching: what moves the student, what the critic learns, going on after a stop, and the command."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.game import NeuralGame
+from gamengen.autoencoder import normalise
+from gamengen.checkpoints import Checkpoint, load_checkpoint
+from gamengen.cli import main
+from gamengen.latents import LatentEpisodes, encode_recording, load_latents, weights_hash
+from gamengen.single_stages import train_autoencoder, train_denoiser
+from gamengen.train_matching import MatchingTask
+from gamengen.training import Trainer, TrainOptions
+from recorder.recording import Recording
+
+Make = Callable[..., Recording]
+MakeUp = Callable[..., Checkpoint]
+
+
+@pytest.fixture
+def make_task(make_recording: Make, made_up: MakeUp, tmp_path: Path) -> Callable[[], MatchingTask]:
+    """Tasks with the same student and teacher."""
+    checkpoint = made_up()
+    recording = make_recording(tmp_path / "data", (30, 30, 20))
+    encode_recording(recording, checkpoint.autoencoder, tmp_path / "latents")
+    latents = load_latents(tmp_path / "latents", checkpoint.autoencoder)
+
+    def make() -> MatchingTask:
+        torch.manual_seed(0)
+        student, teacher = copy.deepcopy(checkpoint.denoiser), copy.deepcopy(checkpoint.denoiser)
+        with torch.no_grad():
+            student.last.weight.normal_(std=0.05)
+        return MatchingTask(student, teacher, checkpoint.autoencoder, *latents, 0, batch=8)
+
+    return make
+
+
+def play_once(task: MatchingTask) -> torch.Tensor:
+    """The student's next latents (4, C, h, w) of fixed contexts and noise, normalised."""
+    generator = torch.Generator().manual_seed(5)
+    latents: LatentEpisodes = task._held_out
+    context = task._denoiser.config.context
+    past = torch.stack([latents.latents[n : n + context].float() for n in range(4)])
+    held = torch.stack([latents.actions[n : n + context] for n in range(4)])
+    noise = torch.randn(past[:, 0].shape, generator=generator)
+    with torch.no_grad():
+        return normalise(task._denoiser(noise, torch.ones(4), past, held, torch.zeros(4)).float())
+
+
+def test_nothing_moves_where_critic_and_teacher_agree(make_task: Callable[[], MatchingTask]) -> None:
+    task = make_task()  # whose critic begins as its teacher
+    task._critic_optimizer.scale_lr(0.0)
+    for step in range(3):
+        assert float(task.loss(step, 0.5).detach()) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_student_moves_from_the_critic_to_the_teacher(
+    make_task: Callable[[], MatchingTask], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make_task()
+    before = play_once(task)
+
+    def follow(noisy: torch.Tensor, sigma: torch.Tensor, given: Any, *_: Any) -> torch.Tensor:
+        """A critic that says that the student makes the first channel too large."""
+        guess = task._teacher(noisy, sigma, *given).float().detach().clone()
+        guess[:, 0] += 0.5
+        return guess
+
+    monkeypatch.setattr(task, "_follow", follow)
+    Trainer(task, TrainOptions(steps=30, ema=0.5), tmp_path).run()
+    change = (play_once(task) - before).mean(dim=(0, 2, 3))
+    assert change[0] < -0.05
+    assert change[0] == change.min()
+
+
+def test_first_the_critic_learns_alone_what_the_student_makes(make_task: Callable[[], MatchingTask]) -> None:
+    task = make_task()
+    student, errors = weights_hash(task.model), []
+    follow = task._follow
+
+    def note(noisy: torch.Tensor, sigma: torch.Tensor, given: Any, shown: torch.Tensor, weight: Any) -> torch.Tensor:
+        guess = follow(noisy, sigma, given, shown, weight)
+        errors.append(float((guess - shown).square().mean()))
+        return guess
+
+    task._follow = note  # type: ignore[method-assign]
+    for step in range(40):
+        loss = task.loss(step, 0.0)
+        loss.backward()
+        assert not loss.detach().any()
+    assert all(not p.grad.any() for p in task.model.parameters() if p.grad is not None)
+    assert weights_hash(task.model) == student
+    assert sum(errors[-10:]) < 0.8 * sum(errors[:10])
+
+
+def test_resumed_equals_uninterrupted(
+    make_task: Callable[[], MatchingTask], train_until: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    whole, stopped, resumed = (make_task() for _ in range(3))
+    Trainer(whole, TrainOptions(steps=6), tmp_path / "whole").run()
+    train_until(stopped, TrainOptions(steps=6), tmp_path / "parts", 4)
+    Trainer(resumed, TrainOptions(steps=6), tmp_path / "parts").run()
+    assert weights_hash(resumed.model) == weights_hash(whole.model)
+    assert weights_hash(resumed._critic) == weights_hash(whole._critic)
+
+
+def test_the_command(make_recording: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_recording(tmp_path / "data", (12, 13, 14))
+    few = TrainOptions(steps=2)
+    train_autoencoder(tmp_path / "data", tmp_path / "first", "tiny", None, few, "cpu")
+    train_denoiser(tmp_path / "data", tmp_path / "first", tmp_path / "game", "tiny", None, few, "cpu")
+
+    def train(stage: str, *more: str) -> str:
+        """What the command says where it refuses; "" where it runs."""
+        given = ["--data", "data", "--work", "work", "--init", "game", "--steps", "2", "--device", "cpu", *more]
+        paths = [str(tmp_path / word) if word in ("data", "work", "game", "out", "teacher") else word for word in given]
+        with contextlib.suppress(SystemExit):
+            main(["train", stage, *paths])
+        return capsys.readouterr().err
+
+    assert "the work folder has no finished denoiser" in train("match", "--out", "out")
+    assert "error" not in train("denoiser", "--preset", "tiny", "--faithful", "--out", "teacher")
+    assert "--outcome-minutes" in train("match", "--out", "out", "--outcome-minutes", "-1")
+    assert "error" not in train("match", "--out", "out", "--outcome-minutes", "0.01")
+    plain, teacher, made = (load_checkpoint(tmp_path / name) for name in ("game", "teacher", "out"))
+    assert (plain.config.sampler.steps, made.config.sampler.steps) == (4, 1)
+    assert weights_hash(teacher.autoencoder) == weights_hash(plain.autoencoder) == weights_hash(made.autoencoder)
+    assert len({weights_hash(checkpoint.denoiser) for checkpoint in (plain, teacher, made)}) == 3
+    assert made.config.training["init"] == "game"
+    assert list(made.config.training["minutes"]) == ["denoiser", "matched", "outcome"]
+    assert NeuralGame(made, "cpu").tells_outcome
+
+    train("denoiser", "--preset", "tiny", "--faithful", "--steps", "3", "--out", "teacher")
+    assert "was trained for another teacher" in train("match", "--out", "out")
