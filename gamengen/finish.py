@@ -64,7 +64,7 @@ def finish_checkpoint(
     }
     training = {
         "minutes": minutes,
-        **_beginning(stage.work / ("denoiser" if "denoiser" in minutes else next(iter(minutes)))),
+        **_beginning(stage.work / next(name for name in ("matched", "denoiser", "perceptual") if name in minutes)),
         "device": describe_device(stage.device),
         "seed": stage.seed,
     }

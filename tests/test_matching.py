@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,8 @@ def test_the_command(make_recording: Make, tmp_path: Path, capsys: pytest.Captur
     def train(stage: str, *more: str) -> str:
         """What the command says where it refuses; "" where it runs."""
         given = ["--data", "data", "--work", "work", "--init", "game", "--steps", "2", "--device", "cpu", *more]
-        paths = [str(tmp_path / word) if word in ("data", "work", "game", "out", "teacher") else word for word in given]
+        folders = ("data", "work", "first", "game", "out", "other", "teacher")
+        paths = [str(tmp_path / word) if word in folders else word for word in given]
         with contextlib.suppress(SystemExit):
             main(["train", stage, *paths])
         return capsys.readouterr().err
@@ -137,6 +139,11 @@ def test_the_command(make_recording: Make, tmp_path: Path, capsys: pytest.Captur
     assert made.config.training["init"] == "game"
     assert list(made.config.training["minutes"]) == ["denoiser", "matched", "outcome"]
     assert NeuralGame(made, "cpu").tells_outcome
+
+    # A teacher of fresh weights: the student still began as the checkpoint's.
+    shutil.rmtree(tmp_path / "first" / "latents")  # of the encoder before it was stored
+    assert "error" not in train("match", "--work", "first", "--out", "other")
+    assert load_checkpoint(tmp_path / "other").config.training["init"] == "game"
 
     train("denoiser", "--preset", "tiny", "--faithful", "--steps", "3", "--out", "teacher")
     assert "was trained for another teacher" in train("match", "--out", "out")
