@@ -51,6 +51,18 @@ class _FromCheckpoint(_Training):
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Student(_Budget):
+    init: str
+    """Checkpoint whose student is trained on; it is meant for one sampling step then."""
+    work: Path
+    """Work folder; latents and training state go there."""
+    out: Path
+    """Folder of the checkpoint."""
+    outcome_minutes: float = 0.0
+    """Then train an outcome head anew for so long, on what the student now shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainAutoencoder(_FromCheckpoint):
     """Train an autoencoder on a recording. Run again, it goes on.
 
@@ -144,7 +156,7 @@ class TrainDistill(_Training):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainPerceptual(_Budget):
+class TrainPerceptual(_Student):
     """Train a checkpoint's denoiser on by what is seen (LPIPS), for one sampling step. Run again, it goes on.
 
     Its autoencoder stays as it is, and its outcome head too unless --outcome-minutes says otherwise.
@@ -152,16 +164,8 @@ class TrainPerceptual(_Budget):
     Example: gamengen train perceptual --init a --data d --work w --lpips-weights vgg.safetensors --minutes 20 --out b
     """
 
-    init: str
-    """Checkpoint to start from."""
-    work: Path
-    """Work folder; latents and training state go there."""
     lpips_weights: Path
     """LPIPS weights of VGG, as gamengen lpips --network vgg converts them."""
-    out: Path
-    """Folder of the checkpoint."""
-    outcome_minutes: float = 0.0
-    """Then train an outcome head anew for so long, on what the denoiser now shows."""
     muon_lr: float = 0.003
     """Learning rate of the hidden convolutions."""
     adam_lr: float = 1.5e-4
@@ -176,7 +180,7 @@ class TrainPerceptual(_Budget):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainMatch(_Budget):
+class TrainMatch(_Student):
     """Train a checkpoint's student on to make what a teacher would, as often as that would. Run again, it goes on.
 
     The work folder holds the teacher, a denoiser that gamengen train denoiser --init --faithful made there. The
@@ -185,14 +189,6 @@ class TrainMatch(_Budget):
     Example: gamengen train match --init game --data data/center --work runs/center --minutes 20 --out matched
     """
 
-    init: str
-    """Checkpoint to start from; it is meant for one sampling step."""
-    work: Path
-    """Work folder with the teacher; the training state goes there."""
-    out: Path
-    """Folder of the checkpoint."""
-    outcome_minutes: float = 0.0
-    """Then train an outcome head anew for so long, on what the student now shows."""
     muon_lr: float = 0.002
     """Learning rate of the hidden convolutions."""
     adam_lr: float = 1e-4

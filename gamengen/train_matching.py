@@ -31,8 +31,7 @@ from gamengen.train_denoiser import UNROLL_SHARE, DenoiserTask
 from gamengen.train_student import STUDENT_STEPS
 from gamengen.training import step_generator
 
-RATES = (0.002, 1e-4)  # learning rates of Muon and AdamW
-CRITIC_RATES = (0.01, 5e-4)  # it must follow a student that changes
+CRITIC_RATES = (0.01, 5e-4)  # learning rates of Muon and AdamW: it must follow a student that changes
 CRITIC_ALONE = 0.04  # share of the budget in which the critic learns what the student makes before it moves
 NOISE_SHARE = 0.5  # of the context's noise in the denoiser's training
 SIGMA_RANGE = (0.01, 0.98)
