@@ -18,6 +18,7 @@ import pytest
 if TYPE_CHECKING:
     import torch
 
+    from engine.clip_pairs import Pair
     from gamengen.checkpoints import Checkpoint
     from gamengen.training import Task, Trainer, TrainOptions
     from recorder.recording import Recording
@@ -183,3 +184,19 @@ def made_up() -> Callable[..., Checkpoint]:
         return Checkpoint(made, autoencoder.eval(), denoiser.eval(), spawns, {"note": "made up"}, None, network)
 
     return make
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> list[Pair]:
+    """Four pairs for raters without a game: the real clip is red, the neural one blue, brighter frame by frame."""
+    from engine.clip_pairs import Pair
+
+    fps, made = 5.0, []
+    for number in range(1, 5):
+        path, seconds = tmp_path / f"{number}.npz", (1.0, 2.0)[number % 2]
+        frames = round(seconds * fps)
+        real, neural = np.zeros((2, frames, 12, 16, 3), np.uint8)
+        real[..., 0] = neural[..., 2] = 100 + 10 * np.arange(frames)[:, None, None]
+        np.savez(path, real=real, neural=neural)
+        made.append(Pair(f"abcd-{number:03d}", seconds, frames, fps, "0.h5", 0, 0, 0, "red", "f00d", path))
+    return made
