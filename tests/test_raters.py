@@ -29,7 +29,6 @@ from gamengen.checkpoints import Checkpoint
 from gamengen.evaluation.subject import Choose, Subject
 from recorder.episodes import EpisodeInfo, read_episode
 
-ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH, FPS = 48, 80, 5.0
 LENGTHS = (1.0, 2.0)
 
