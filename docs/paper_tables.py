@@ -23,9 +23,10 @@ from gamengen.evaluation.evaluate import evaluate_checkpoint
 from gamengen.evaluation.options import QUICK, EvaluateOptions
 from gamengen.latents import LatentEpisodes
 from gamengen.presets import find_preset
-from gamengen.stages import Stage, encode, load_autoencoder
+from gamengen.stages import encode, load_autoencoder
 from gamengen.train_denoiser import DenoiserTask
 from gamengen.training import Trainer, TrainOptions, load_finished
+from gamengen.work_folder import Stage
 from recorder.recording import Recording, split_held_out, write_json
 
 CONTEXTS = (1, 2, 4, 8, 16, 32)

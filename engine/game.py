@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from gamengen.diffusion import SamplerConfig, check_seed, sample_next
 from gamengen.flow import FINER, Mover, settle_flow
 from gamengen.outcome import Outcome
 
+TALLY_DRAWS = 1  # which numbers of a frame's seed the tally draws from
 MAX_CPU_THREADS = 8  # more only wait for each other on a model this small
 
 
@@ -36,6 +37,7 @@ class GameState:
         actions: past actions (B, K, A); the last slot is filled by the next step.
         frame: the frame on screen, as :attr:`NeuralGame.frame`.
         flow: by which it came (B, 2, 2 h, 2 w); none, 0, where the model does not tell that.
+        tally: what its score bar counts (B, frames, L); no levels, where the model does not count.
         counts: frames made with each game's seed.
         spawn: index of the spawn in play, or -1 where the start was given.
     """
@@ -44,6 +46,7 @@ class GameState:
     actions: torch.Tensor
     frame: np.ndarray
     flow: torch.Tensor
+    tally: torch.Tensor
     counts: tuple[int, ...]
     spawn: int
 
@@ -103,6 +106,7 @@ class NeuralGame:
         self._denoiser = place(loaded.denoiser, self.device, self.dtype)
         self._head = place(loaded.outcome, self.device, self.dtype) if loaded.outcome is not None else None
         self._flow_network = place(loaded.flow, self.device, self.dtype) if loaded.flow is not None else None
+        self._teller = place(loaded.tally, self.device, self.dtype).exact() if loaded.tally is not None else None
         for part in (self._autoencoder.compensation, self._flow_network):
             if part is not None and part.camera is not None:
                 part.camera.float()  # a turn must be exact to a part of a pixel
@@ -226,6 +230,7 @@ class NeuralGame:
         self._flow = torch.zeros(self.batch, 2, *(FINER * size for size in latents.shape[3:]), device=self.device)
         if flow is not None:
             self._flow += flow.to(self._flow)
+        self._tally = self._count(self._latents, self._actions)
         if shown is None:
             shown = self._autoencoder.decode_frames(self._latents[:, -1])
         self._forget_outcome()
@@ -282,6 +287,8 @@ class NeuralGame:
         where = torch.tensor(list(games), dtype=torch.int64)
         self._latents[where] = self._spawns.latents[index].to(self._latents)
         self._actions[where] = self._spawns.actions[index].to(self._actions)
+        self._tally = self._tally.clone()
+        self._tally[where] = self._count(self._latents[where], self._actions[where])
         if self._spawns.frames is not None:
             screen[where] = self._spawns.frames[index].to(self.device)
         else:
@@ -305,7 +312,8 @@ class NeuralGame:
         if held.shape != ((self.action_set.size,) if self.batch == 1 else (self.batch, self.action_set.size)):
             raise ActionError(f"one action for each of {self.batch} games is needed", held.shape, "give (B, A) values")
         self._actions[:, -1] = torch.from_numpy(held).to(self.device, self.dtype)
-        inputs = (self._latents, self._actions, self._screen, self._flow, self.draw_noise())
+        context, self._tally = self._tell()
+        inputs = (context, self._actions, self._screen, self._flow, self.draw_noise())
         latent, frames, logits, self._flow = self._maker(
             inputs, self._sampler, tuple(self._each) if self._each else None
         )
@@ -314,6 +322,10 @@ class NeuralGame:
         self._counts = [count + 1 for count in self._counts]
         if self._head is not None and logits is not None:
             self.outcome = self._head.tell(logits)
+            if self._teller is not None:
+                told = self._tally[:, -1].cpu().numpy()
+                levels = {name: told[:, n] for n, name in enumerate(self._teller.config.levels)}
+                self.outcome = replace(self.outcome, levels={**self.outcome.levels, **levels})
             draws = [np.random.default_rng(key).random() for key in zip(self._seeds, self._counts, strict=True)]
             self.ended = np.array(draws) < self.outcome.ends
         self._show(frames)
@@ -322,7 +334,7 @@ class NeuralGame:
     @torch.inference_mode()
     def sample_now(self) -> torch.Tensor:
         """The next latent, without going there: what :meth:`step` does before decoding, for measuring."""
-        context = self._maker.look(self._latents, self._actions, self._screen, self._flow)[0]
+        context = self._maker.look(self._tell()[0], self._actions, self._screen, self._flow)[0]
         return sample_next(self._denoiser, context, self._actions, self.draw_noise(), self._sampler)
 
     @torch.inference_mode()
@@ -334,7 +346,7 @@ class NeuralGame:
     @torch.inference_mode()
     def make_now(self, noise: torch.Tensor) -> None:
         """Compute the next frame on the device, without going there, for counting what that takes."""
-        self._maker.make((self._latents, self._actions, self._screen, self._flow, noise), self._sampler)
+        self._maker.make((self._tell()[0], self._actions, self._screen, self._flow, noise), self._sampler)
 
     def copy_now(self) -> np.ndarray:
         """The frame on screen, copied to the host once more, for measuring."""
@@ -343,20 +355,27 @@ class NeuralGame:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights that a frame reads: the encoder's where it moves frames, the noise network's a step."""
-        once = [parameter for part in self._of_a_frame() if part is not None for parameter in part.parameters()]
+        once: list[torch.Tensor] = [
+            parameter for part in self._of_a_frame() if part is not None for parameter in part.parameters()
+        ]
         if self._flow_network is not None:
             once += self._autoencoder.encoder.parameters()
+        if self._teller is not None:
+            once += self._teller.buffers()
         again = sum(parameter.nbytes for parameter in self._denoiser.noise_net.parameters())
         return sum(parameter.nbytes for parameter in once) + (self.steps - 1) * again
 
     def _of_a_frame(self) -> tuple[nn.Module | None, ...]:
         """The networks that make a frame, but for the encoder."""
-        return self._autoencoder.decoder, self._autoencoder.compensation, self._denoiser, self._flow_network
+        return (
+            self._autoencoder.decoder, self._autoencoder.compensation, self._denoiser, self._flow_network, self._teller
+        )  # fmt: skip
 
     def save(self) -> GameState:
         """The present moment, to go back to with :meth:`load`."""
         frame = self._to_numpy(self._screen).copy()
-        return GameState(self._latents, self._actions.clone(), frame, self._flow, tuple(self._counts), self.spawn)
+        counts = tuple(self._counts)
+        return GameState(self._latents, self._actions.clone(), frame, self._flow, self._tally, counts, self.spawn)
 
     def load(self, state: GameState) -> np.ndarray:
         """Go back to a saved moment of this game; its frame.
@@ -367,12 +386,31 @@ class NeuralGame:
         if state.latents.shape != self._latents.shape or state.actions.shape != self._actions.shape:
             raise OptionError("the state is of another game", f"latents {tuple(state.latents.shape)}", "see save")
         self._latents, self._actions = state.latents, state.actions.clone()
-        self._flow = state.flow
+        self._flow, self._tally = state.flow, state.tally
         self._counts, self.spawn = list(state.counts), state.spawn
         self._forget_outcome()
         shown = torch.from_numpy(state.frame.copy())
         self._show((shown[None] if self.batch == 1 else shown).to(self.device))
         return self.frame
+
+    def _count(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """What the score bar counts at a start, read from its frames; no levels where the model does not count."""
+        if self._teller is None:
+            return torch.zeros(len(latents), 1, 0, device=self.device)
+        return self._teller.settle(latents, actions)
+
+    def _tell(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The context of the next frame, told its score where the model counts; and that score."""
+        if self._teller is None:
+            return self._latents, self._tally
+        keys = zip(self._seeds, self._counts, strict=True)
+        levels = len(self._teller.config.levels)
+        draws = np.stack([np.random.default_rng([*key, TALLY_DRAWS]).random(levels, np.float32) for key in keys])
+        tally = self._teller.advance(
+            self._latents, self._actions, self._tally, torch.from_numpy(draws).to(self.device)
+        )  # fmt: skip
+        told = self._teller.picture(tally)[:, None].to(self._latents)
+        return torch.cat([told, self._latents], dim=1), tally
 
     def draw_noise(self) -> torch.Tensor:
         """Standard normal noise of the next frame (1, B, C, h, w), or (2, ...) where the context is noised."""

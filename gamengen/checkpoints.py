@@ -1,19 +1,16 @@
 """Checkpoints: everything that a neural game needs, in a folder that is safe to load.
 
 ``config.json``, ``autoencoder.safetensors``, ``denoiser.safetensors``, ``spawns.safetensors``, ``metrics.json`` and
-``README.md``; ``outcome.safetensors`` where the model tells rewards and ends, and ``flow.safetensors`` where it sees
-the last frame moved. Spawns are stored as compressed bytes; weights as bytes, with a float32 scale for each output
-channel under the same name with ``.scale``, and what is small as float16; in files of at most 16 MiB (larger models
-are sharded with an index, as is usual). Format version 1 had all weights as float16. Loading is strict and runs no
-pickle.
+``README.md``; ``outcome.safetensors`` where the model tells rewards and ends, ``tally.safetensors`` where it counts
+what the score bar shows, and ``flow.safetensors`` where it sees the last frame moved. Spawns are stored as compressed
+bytes; weights as bytes, with a float32 scale for each output channel under the same name with ``.scale``, and what is
+small as float16; in files of at most 16 MiB (larger models are sharded with an index, as is usual). Format version 1
+had all weights as float16. Loading is strict and runs no pickle.
 """
 
 from __future__ import annotations
 
-import copy
 import json
-import lzma
-import math
 import re
 import shutil
 import subprocess
@@ -22,7 +19,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -32,10 +28,11 @@ from agents.actions import ActionSet
 from agents.errors import ActionError, CheckpointError, GamengenError, OptionError
 from gamengen.autoencoder import FACTOR, Autoencoder, AutoencoderConfig, check_frame_size
 from gamengen.denoiser import Denoiser, DenoiserConfig
-from gamengen.devices import Model
 from gamengen.diffusion import SamplerConfig
 from gamengen.flow import FINER, FlowConfig, FlowNetwork
 from gamengen.outcome import OutcomeConfig, OutcomeHead
+from gamengen.storage import packed, restored_weights, stored_weights, unpacked
+from gamengen.tally import Tally, TallyConfig
 from recorder.recording import write_json
 
 FORMAT_VERSION = 2
@@ -43,11 +40,9 @@ READ_VERSIONS = (1, 2)
 SHARD_BYTES = 16 * 2**20
 SHIPPED = Path(__file__).parent / "weights"
 DEFAULT_CHECKPOINT = "defend_the_center"
-SCALE = ".scale"
-BYTES_FROM = 4096  # elements of a weight that is stored in bytes; smaller ones take little room
 OWN_FILES = re.compile(  # of a checkpoint's folder; large tensors lie in several files
     r"config\.json|metrics\.json|README\.md"
-    r"|(autoencoder|denoiser|outcome|flow|spawns)(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    r"|(autoencoder|denoiser|outcome|tally|flow|spawns)(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 )
 
 
@@ -72,6 +67,7 @@ class CheckpointConfig:
     notice: str = ""
     outcome: OutcomeConfig | None = None
     flow: FlowConfig | None = None
+    tally: TallyConfig | None = None
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -101,10 +97,14 @@ class Checkpoint:
     metrics: dict[str, Any]
     outcome: OutcomeHead | None = None
     flow: FlowNetwork | None = None
+    tally: Tally | None = None
 
     def networks(self) -> dict[str, nn.Module]:
         """All of them, by the names of their files."""
-        found = {"autoencoder": self.autoencoder, "denoiser": self.denoiser, "outcome": self.outcome, "flow": self.flow}
+        found = {
+            "autoencoder": self.autoencoder, "denoiser": self.denoiser, "outcome": self.outcome, "flow": self.flow,
+            "tally": self.tally,
+        }  # fmt: skip
         return {name: model for name, model in found.items() if model is not None}
 
 
@@ -148,11 +148,12 @@ def load_checkpoint(name: str | Path | None = None) -> Checkpoint:
         autoencoder, denoiser = Autoencoder(config.autoencoder), Denoiser(config.denoiser)
         outcome = OutcomeHead(config.outcome).eval() if config.outcome is not None else None
         flow = FlowNetwork(config.flow).eval() if config.flow is not None else None
+        tally = Tally(config.tally).eval() if config.tally is not None else None
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         what = f"no model has the sizes in config.json ({' '.join(str(error).split())[:80]})"
         raise CheckpointError(what, folder / "config.json", "restore the file") from error
     spawns, metrics = _load_spawns(folder, config), read_figures(folder)
-    checkpoint = Checkpoint(config, autoencoder.eval(), denoiser.eval(), spawns, metrics, outcome, flow)
+    checkpoint = Checkpoint(config, autoencoder.eval(), denoiser.eval(), spawns, metrics, outcome, flow, tally)
     for name, model in checkpoint.networks().items():
         _load_model(model, folder, name)
     return checkpoint
@@ -189,8 +190,9 @@ def read_config(folder: Path) -> CheckpointConfig:
             ("sampler", SamplerConfig),
             ("outcome", OutcomeConfig),
             ("flow", FlowConfig),
+            ("tally", TallyConfig),
         ):
-            if name in ("outcome", "flow") and data.get(name) is None:
+            if name in ("outcome", "flow", "tally") and data.get(name) is None:
                 continue
             values: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in data[name].items()}
             data[name] = kind(**values)
@@ -230,6 +232,13 @@ def _check_config(config: CheckpointConfig) -> None:
     seen = (config.denoiser.context, config.denoiser.channels, config.denoiser.actions)
     if config.flow is not None and (config.flow.context, config.flow.channels, config.flow.actions) != seen:
         raise ValueError("the flow network does not fit the denoiser")
+    tally = config.tally
+    if config.denoiser.told != (tally is not None):
+        raise ValueError("a tally is for a denoiser that is told the score")
+    if tally is not None and (tally.context, tally.channels, tally.actions, tally.height, tally.width) != (
+        *seen, *sizes
+    ):  # fmt: skip
+        raise ValueError("the tally does not fit the denoiser")
     flows = config.flow is not None
     if config.denoiser.moved != flows or config.autoencoder.guided != (flows and config.autoencoder.compensation > 0):
         raise ValueError("a flow network is for a denoiser and a decoder that see the last frame moved")
@@ -256,11 +265,11 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, card: str) -> None:
             _save_tensors(stored_weights(model.state_dict()), partial, name)
         latents = checkpoint.spawns.latents.float() / _spawn_unit(checkpoint.config.denoiser.channels)
         spawns = {
-            "latents": _packed(latents.round().clamp(-127, 127).to(torch.int8)),
+            "latents": packed(latents.round().clamp(-127, 127).to(torch.int8)),
             "actions": checkpoint.spawns.actions.float().contiguous(),
         }
         if checkpoint.spawns.frames is not None:
-            spawns["frames"] = _packed(checkpoint.spawns.frames)
+            spawns["frames"] = packed(checkpoint.spawns.frames)
         if checkpoint.spawns.flows is not None:
             spawns["flows"] = checkpoint.spawns.flows.half().contiguous()
         _save_tensors(spawns, partial, "spawns")
@@ -294,72 +303,11 @@ def _load_spawns(folder: Path, config: CheckpointConfig) -> Spawns:
         fine = (FINER * (config.height // FACTOR), FINER * (config.width // FACTOR))
         wanted["flows"] = ((count, 2, *fine), torch.float16)
     fits = count > 0 and set(tensors) == set(wanted)
-    found = {name: _unpacked(tensors[name], *wanted[name]) for name in wanted} if fits else {}
+    found = {name: unpacked(tensors[name], *wanted[name]) for name in wanted} if fits else {}
     if not fits or any((tuple(found[name].shape), found[name].dtype) != wanted[name] for name in wanted):
         path = folder / "spawns.safetensors"
         raise CheckpointError("the stored starts do not fit the model", path, "restore the file")
     return Spawns(found["latents"].half() * _spawn_unit(channels), actions, found.get("frames"), found.get("flows"))
-
-
-def stored_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What a file keeps of ``weights``: large ones (out, ...) as int8 with a ``.scale`` (out,), others as float16."""
-    stored: dict[str, torch.Tensor] = {}
-    for name, weight in weights.items():
-        value = weight.detach().float().cpu()
-        if value.ndim < 2 or value.numel() < BYTES_FROM or "camera." in name:  # a turn must stay exact
-            stored[name] = value.half().contiguous()
-            continue
-        rows = value.flatten(1)
-        scale = (rows.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-        stored[name] = (rows / scale[:, None]).round().to(torch.int8).view(value.shape)
-        stored[name + SCALE] = scale
-    return stored
-
-
-def as_stored(model: Model) -> Model:
-    """A copy of ``model`` with the weights that a checkpoint keeps of it."""
-    copied = copy.deepcopy(model)
-    copied.load_state_dict(restored_weights(stored_weights(model.state_dict())))
-    return copied
-
-
-def restored_weights(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The float32 weights of :func:`stored_weights`, and of files of format version 1.
-
-    Raises:
-        RuntimeError: a scale is missing, belongs to nothing, or does not fit.
-    """
-    weights: dict[str, torch.Tensor] = {}
-    for name, value in stored.items():
-        scaled = value.dtype == torch.int8
-        if name.endswith(SCALE) and stored.get(name.removesuffix(SCALE), value).dtype == torch.int8:
-            continue
-        scale = stored.get(name + SCALE) if scaled else None
-        if scaled and (scale is None or value.ndim < 2 or scale.shape != value.shape[:1]):
-            raise RuntimeError(f"{name} is stored in bytes and has no fitting scale")
-        weights[name] = value.float() if scale is None else value.float() * scale.view(-1, *[1] * (value.ndim - 1))
-    return weights
-
-
-def _packed(tensor: torch.Tensor) -> torch.Tensor:
-    """The bytes of a tensor, LZMA-compressed (N,) uint8: starts resemble each other, and a checkpoint is small."""
-    return torch.from_numpy(
-        np.frombuffer(lzma.compress(tensor.contiguous().numpy().tobytes(), preset=9), np.uint8).copy()
-    )
-
-
-def _unpacked(tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """What was packed, or ``tensor`` as it is where it was not, or does not hold as many bytes."""
-    if tensor.ndim != 1 or tensor.dtype != torch.uint8:
-        return tensor
-    size = math.prod(shape)  # of bytes, as what is packed has one each
-    try:
-        content = lzma.LZMADecompressor().decompress(tensor.numpy().tobytes(), max_length=size + 1)
-    except lzma.LZMAError:
-        return tensor
-    if len(content) != size:
-        return tensor
-    return torch.frombuffer(bytearray(content), dtype=dtype).view(shape)
 
 
 def _spawn_unit(channels: int) -> float:

@@ -26,6 +26,7 @@ from gamengen.train_commands import (
     TrainMatch,
     TrainOutcome,
     TrainPerceptual,
+    TrainTally,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ __all__ = [
     "TrainMatch",
     "TrainOutcome",
     "TrainPerceptual",
+    "TrainTally",
 ]
 
 Spec = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]

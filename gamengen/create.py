@@ -28,7 +28,6 @@ from gamengen.evaluation.results import summarise
 from gamengen.finish import Networks, finish_checkpoint
 from gamengen.presets import find_preset
 from gamengen.stages import (
-    Stage,
     encode,
     encode_alone,
     fit_autoencoder,
@@ -38,12 +37,14 @@ from gamengen.stages import (
     fit_outcome,
     fit_perceptual,
     fit_student,
+    fit_tally,
     load_mover,
 )
 from gamengen.train_outcome import Player
 from gamengen.train_perceptual import RATES as PERCEPTUAL_RATES
 from gamengen.train_student import STUDENT_RATES, STUDENT_STEPS
 from gamengen.training import TrainOptions
+from gamengen.work_folder import Stage
 from recorder.record import MAX_EPISODE_FRAMES, RecordOptions, record_episodes
 from recorder.recording import Recording, write_json
 
@@ -57,6 +58,7 @@ ENCODED_PER_SECOND = {"cpu": 110, "cuda": 5_000}
 RECORDING_SHARE = 0.3  # of the budget, at most
 EVALUATION_SHARE = 0.05
 PERCEPTUAL_SHARE = 0.2  # of the training, taken from the denoiser's
+TALLY_SHARE = 0.02  # of the training, where a score bar counts
 PLAYED_FRAMES = 64  # of each free play that the evaluation at the end measures
 
 
@@ -161,6 +163,7 @@ class Plan:
     decoder_minutes: float
     outcome_minutes: float
     evaluate_seconds: float
+    tally_minutes: float = 0.0
     flow_minutes: float = 0.0
     perceptual_minutes: float = 0.0
 
@@ -189,10 +192,14 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     stage = Stage(recording, work.folder, options.preset, device, init, options.seed)
     training = TrainOptions(minutes=plan.autoencoder_minutes, seed=options.seed)
     autoencoder = work.timed("autoencoder", lambda: fit_autoencoder(stage, training))
+    alone = work.timed("encode", lambda: encode_alone(stage, autoencoder))
+    tally = None
+    if plan.tally_minutes > 0:
+        counting = TrainOptions(minutes=plan.tally_minutes, adam_lr=1e-3, seed=options.seed)
+        tally = work.timed("tally", lambda: fit_tally(stage, autoencoder, alone, counting))
     flow = None
     if options.flow_minutes > 0:
         training = TrainOptions(minutes=options.flow_minutes, seed=options.seed)
-        alone = work.timed("encode", lambda: encode_alone(stage, autoencoder))
         flow = work.timed("flow", lambda: fit_flow(stage, autoencoder, alone, training))
     latents = work.timed("encode", lambda: encode(stage, autoencoder))
     minutes = work.remember("denoiser_minutes", _denoiser_minutes(options, plan, work))
@@ -217,7 +224,7 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     windows, rollouts = (64, 4) if minutes < 10 else (256, 16)
     scope = EvaluateOptions(windows, rollouts, PLAYED_FRAMES, QUICK, options.seed)
     took = {name: round(seconds / 60, 1) for name, seconds in work.stages.items()}
-    networks = Networks(autoencoder, denoiser, sampler, outcome, flow)
+    networks = Networks(autoencoder, denoiser, sampler, outcome, flow, tally)
     metrics = work.timed(
         "evaluate",
         lambda: finish_checkpoint(stage, networks, latents, options.out, took, scope),
@@ -248,7 +255,7 @@ def make_plan(options: CreateOptions, device: str, init: Checkpoint | None) -> P
     if options.flow_minutes > 0:
         encode *= 3  # flows are measured between frames, and moved frames encoded too
     training = max(total - record - encode - evaluate - 60 * options.flow_minutes, 0.3 * total) / 60
-    shares = [0.2, 0.52, 0.1, 0.15, 0.03] if init is not None else [0.27, 0.45, 0.1, 0.15, 0.03]
+    shares = [0.2, 0.5, 0.1, 0.15, 0.03] if init is not None else [0.27, 0.43, 0.1, 0.15, 0.03]
     alone = init is not None and init.config.spec == options.spec and init.autoencoder.compensation is None
     if alone and options.flow_minutes == 0:
         shares[1], shares[3] = shares[1] + shares[3], 0.0
@@ -266,6 +273,7 @@ def make_plan(options: CreateOptions, device: str, init: Checkpoint | None) -> P
         options.decoder_minutes if options.decoder_minutes is not None else shares[3] * training,
         shares[4] * training,
         evaluate,
+        TALLY_SHARE * training,
         options.flow_minutes,
         perceptual,
     )
@@ -356,6 +364,7 @@ def _announce(options: CreateOptions, plan: Plan, work: Path, device: torch.devi
         f"making {options.spec} ({options.preset}, {begin}) on {describe_device(device)}\n"
         f"plan: {plan.frames:,} frames recorded in {plan.record_seconds:.0f} s, autoencoder "
         f"{plan.autoencoder_minutes:.1f} min, encoding {plan.encode_seconds:.0f} s, "
+        + (f"tally {plan.tally_minutes:.1f} min, " if plan.tally_minutes else "")
         + (f"flow {plan.flow_minutes:.1f} min, " if plan.flow_minutes else "")
         + "denoiser about "
         f"{plan.denoiser_minutes:.1f} min, distillation {plan.distill_minutes:.1f} min, "

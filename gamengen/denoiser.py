@@ -8,6 +8,7 @@ predict is added to the newest latent, moved by the actions.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,6 +36,7 @@ class DenoiserConfig:
         motions: kernels of the learned motion that moves the newest latents by the actions.
         embedding: width of the FiLM embedding.
         moved: whether the context ends with one latent more, of the last frame moved; see :mod:`gamengen.flow`.
+        told: whether it begins with one more, of what the score bar will show; see :mod:`gamengen.tally`.
     """
 
     context: int = 8
@@ -46,11 +48,17 @@ class DenoiserConfig:
     motions: int = 8
     embedding: int = 128
     moved: bool = False
+    told: bool = False
 
     @property
     def latents(self) -> int:
-        """Latents of a context: K, and one more where the last frame is also given moved."""
-        return self.context + self.moved
+        """Latents of a context: K, and one more each where the last frame is also given moved, or the score told."""
+        return self.context + self.moved + self.told
+
+    @property
+    def newest(self) -> int:
+        """Which latent of a context is that of the last frame as it was."""
+        return self.context + self.told - 1
 
     def __post_init__(self) -> None:
         if self.context < 1 or self.actions < 1 or self.channels < 1:
@@ -140,8 +148,9 @@ class Denoiser(nn.Module):
         """What depends only on the past, once a frame.
 
         Args:
-            context: past latents (B, K, C, h, w), oldest first; where the denoiser sees the last frame moved, that
-                comes last (B, K + 1, C, h, w), and the prediction is added to it.
+            context: past latents (B, K, C, h, w), oldest first. Where the denoiser sees the last frame moved, that
+                comes last, one latent more, and the prediction is added to it; where it is told the score, that comes
+                first, likewise.
             actions: (B, K, A); the last is the one held now.
             level: noise level of the context (B,).
 
@@ -175,12 +184,23 @@ class Denoiser(nn.Module):
         return self.denoise(noisy, sigma, self.encode_context(context, actions, level))
 
 
-def seeing_moved(source: Denoiser) -> Denoiser:
-    """A copy of ``source`` that sees the last frame moved too, to be trained on: at first it only adds to that."""
-    model = Denoiser(replace(source.config, moved=True))
-    state = {name: value for name, value in source.state_dict().items() if not name.startswith("motion.")}
+def seeing(source: Denoiser, moved: bool, told: bool) -> Denoiser:
+    """A copy of ``source`` that sees the last frame moved, or is told the score, or neither, to be trained on.
+
+    What it had not seen counts nothing at first.
+    """
+    config = source.config
+    if (config.moved, config.told) == (moved, told):
+        return copy.deepcopy(source)
+    model = Denoiser(replace(config, moved=moved, told=told))
+    state = source.state_dict()
+    if config.moved != moved:
+        state = {name: value for name, value in state.items() if not name.startswith("motion.")}
     seen = state["context_first.weight"]
-    unseen = seen.new_zeros(len(seen), source.config.channels, *seen.shape[2:])
-    state["context_first.weight"] = torch.cat([seen, unseen], dim=1)
+    unseen = seen.new_zeros(len(seen), config.channels, *seen.shape[2:])
+    frames = seen[:, config.told * config.channels :][:, : config.context * config.channels]
+    score = seen[:, : config.channels] if config.told else unseen
+    motion = seen[:, -config.channels :] if config.moved else unseen
+    state["context_first.weight"] = torch.cat([score] * told + [frames] + [motion] * moved, dim=1)
     model.load_state_dict({**model.state_dict(), **state})
     return model

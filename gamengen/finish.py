@@ -9,7 +9,7 @@ from typing import Any
 
 from agents.errors import CheckpointError
 from gamengen.autoencoder import Autoencoder
-from gamengen.checkpoints import Checkpoint, CheckpointConfig, as_stored, git_commit, save_checkpoint
+from gamengen.checkpoints import Checkpoint, CheckpointConfig, git_commit, save_checkpoint
 from gamengen.denoiser import Denoiser
 from gamengen.devices import describe_device
 from gamengen.diffusion import SamplerConfig
@@ -21,8 +21,10 @@ from gamengen.latents import LatentEpisodes
 from gamengen.model_card import write_card
 from gamengen.outcome import OutcomeHead
 from gamengen.spawns import choose_spawns
-from gamengen.stages import BEGUN, Stage
+from gamengen.storage import as_stored
+from gamengen.tally import Tally
 from gamengen.train_decoder import find_footage
+from gamengen.work_folder import BEGUN, Stage
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Networks:
     sampler: SamplerConfig
     outcome: OutcomeHead | None = None
     flow: FlowNetwork | None = None
+    tally: Tally | None = None
 
 
 def finish_checkpoint(
@@ -52,6 +55,7 @@ def finish_checkpoint(
     autoencoder, denoiser = as_stored(networks.autoencoder), as_stored(networks.denoiser)
     outcome = as_stored(networks.outcome) if networks.outcome is not None else None
     flow = as_stored(networks.flow) if networks.flow is not None else None
+    tally = as_stored(networks.tally) if networks.tally is not None else None
     header, infos = stage.recording.header, stage.recording.episodes()
     seeds = [info.seed for info in infos]
     data = {
@@ -72,10 +76,11 @@ def finish_checkpoint(
         out.name, header.spec, stage.preset, header.action_set, header.height, header.width, header.frame_skip,
         header.fps, autoencoder.config, denoiser.config, networks.sampler, data, training, git_commit(),
         header.notice, outcome.config if outcome is not None else None, flow.config if flow is not None else None,
+        tally.config if tally is not None else None,
     )  # fmt: skip
     train, _ = find_footage(stage.recording, latents)
     spawns = choose_spawns(train, denoiser.config.context, bool(autoencoder.config.compensation), stage.seed)
-    checkpoint = Checkpoint(config, autoencoder, denoiser, spawns, {}, outcome, flow)
+    checkpoint = Checkpoint(config, autoencoder, denoiser, spawns, {}, outcome, flow, tally)
     # Where the game's episodes are short, so are the free plays: it is no reason to fail at the very end.
     longest = max(info.frames for info in unseen_episodes(checkpoint, stage.recording))
     room = max(1, longest - denoiser.config.context)

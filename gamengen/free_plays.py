@@ -22,6 +22,7 @@ class FreePlays:
     """``count`` free plays, side by side.
 
     Where the denoiser sees the last frame moved, that is the play's own too: its latents decoded, moved and encoded.
+    Where it is told the score, that is the recorded one.
 
     Args:
         episodes: where they begin, and whose actions they follow; with a ``mover``, flows and moved latents are known.
@@ -55,7 +56,8 @@ class FreePlays:
         """What to train on now.
 
         Returns:
-            Own contexts (N, K, C, h, w), or K + 1 with a mover; actions (N, K, A); the real next latents (N, C, h, w).
+            Own contexts (N, K, C, h, w), or K + 1 with a mover, or where the score is told; actions (N, K, A); the real
+            next latents (N, C, h, w).
         """
         ended = (self._left == 0).nonzero()[:, 0].tolist()
         for number in ended:
@@ -93,9 +95,10 @@ class FreePlays:
         return self._latents[:, -2], self._latents[:, -1], actions.to(self._latents.device), frames, self._began.clone()
 
     def _contexts(self) -> torch.Tensor:
-        if self._mover is None:
-            return self._latents
-        return torch.cat([self._latents, self._moved[:, None]], dim=1)
+        past = self._latents
+        if self._mover is not None:
+            past = torch.cat([past, self._moved[:, None]], dim=1)
+        return self._episodes.tell(self._first + self._context, past)
 
     def state(self) -> dict[str, torch.Tensor]:
         """For the training state: a resumed training goes on with the same plays."""

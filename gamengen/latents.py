@@ -21,6 +21,7 @@ from torch import nn
 
 from agents.errors import DataError
 from gamengen.autoencoder import Autoencoder
+from gamengen.tally import TELLING, Tally
 from gamengen.train_autoencoder import encode_frames
 from recorder.episodes import EpisodeInfo, read_episode
 from recorder.progress import progress
@@ -39,6 +40,7 @@ class LatentEpisodes:
         lengths: frames of each episode, in order; they sum to N.
         flows: from each frame to the next (N, 2, 2 h, 2 w) float16, where they were measured.
         moved: latents of each frame moved to the next (N, C, h, w) float16, where that was done.
+        counts: what the score bar counts (N, L) float32, and ``tally``, by which a denoiser is told, where it is.
     """
 
     latents: torch.Tensor
@@ -46,11 +48,31 @@ class LatentEpisodes:
     lengths: tuple[int, ...]
     flows: torch.Tensor | None = None
     moved: torch.Tensor | None = None
+    counts: torch.Tensor | None = None
+    tally: Tally | None = None
 
     def to(self, device: torch.device) -> LatentEpisodes:
         """The same on ``device``."""
-        flows, moved = (part.to(device) if part is not None else None for part in (self.flows, self.moved))
-        return LatentEpisodes(self.latents.to(device), self.actions.to(device), self.lengths, flows, moved)
+        flows, moved, counts = (
+            part.to(device) if part is not None else None for part in (self.flows, self.moved, self.counts)
+        )
+        latents, actions = self.latents.to(device), self.actions.to(device)
+        return LatentEpisodes(latents, actions, self.lengths, flows, moved, counts, self.tally)
+
+    def history(self, frames: torch.Tensor) -> torch.Tensor:
+        """Counts of ``frames`` (B,) and those before them (B, TELLING + 1, L), none of the episode before."""
+        assert self.counts is not None
+        first = torch.tensor([0, *self.lengths[:-1]]).cumsum(0)
+        begins = first[torch.searchsorted(first, frames.cpu().contiguous(), right=True) - 1]
+        index = torch.maximum(frames.cpu()[:, None] + torch.arange(-TELLING, 1), begins[:, None])
+        return self.counts[index.to(self.counts.device)]
+
+    def tell(self, frames: torch.Tensor, past: torch.Tensor) -> torch.Tensor:
+        """``past`` (B, K, C, h, w), with what the score bar of ``frames`` (B,) shows before it, where that is told."""
+        if self.tally is None:
+            return past
+        counts = self.history(frames).to(self.tally.pictures.device)
+        return torch.cat([self.tally.picture(counts)[:, None].to(past), past], dim=1)
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -227,12 +249,13 @@ def gather_steps(
     """What a denoiser learns from at ``starts``.
 
     Returns:
-        Contexts (B, K, C, h, w), or (B, K + 1, C, h, w) where the moved ones are known, float32; actions (B, K, A);
-        the next latents (B, C, h, w).
+        Contexts (B, K, C, h, w), float32, with one latent more each where the moved ones are known and where the score
+        is told; actions (B, K, A); the next latents (B, C, h, w).
     """
     latents, actions = gather_windows(episodes, starts, context + 1)
     past = latents[:, :-1]
     if episodes.moved is not None:
         last = torch.from_numpy(starts + context - 1).to(episodes.moved.device)
         past = torch.cat([past, episodes.moved[last].float()[:, None]], dim=1)
+    past = episodes.tell(torch.from_numpy(starts + context), past)
     return past, actions[:, :-1], latents[:, -1]

@@ -9,7 +9,7 @@ from typing import Any
 
 from agents.errors import DataError, OptionError
 from gamengen.checkpoints import Checkpoint, check_writable, load_checkpoint
-from gamengen.denoiser import Denoiser
+from gamengen.denoiser import Denoiser, seeing
 from gamengen.devices import choose_device, describe_device, place
 from gamengen.diffusion import SamplerConfig
 from gamengen.evaluation.lpips import Lpips
@@ -20,8 +20,7 @@ from gamengen.latents import LatentEpisodes
 from gamengen.presets import find_preset
 from gamengen.processes import is_first, join
 from gamengen.stages import (
-    STAGES,
-    Stage,
+    count_score,
     encode,
     encode_alone,
     fit_autoencoder,
@@ -32,16 +31,20 @@ from gamengen.stages import (
     fit_outcome,
     fit_perceptual,
     fit_student,
+    fit_tally,
     load_autoencoder,
     load_denoiser,
     load_flow,
     load_outcome,
     load_player,
     load_student,
+    load_tally,
 )
-from gamengen.train_outcome import Player
+from gamengen.tally import Tally
+from gamengen.train_outcome import LEVELS, Player
 from gamengen.train_student import STUDENT_STEPS
 from gamengen.training import TrainOptions
+from gamengen.work_folder import STAGES, Stage
 from recorder.recording import Recording
 
 
@@ -70,8 +73,9 @@ def train_denoiser(
     autoencoder = load_autoencoder(stage)
     latents = encode(stage, autoencoder)
     denoiser = fit_denoiser(stage, autoencoder, latents, options, faithful)
-    networks = Networks(autoencoder, denoiser, SamplerConfig(), flow=load_flow(stage))
-    return _write_stage(stage, networks, latents, out, ("autoencoder", "flow", "denoiser"))
+    tally = load_tally(stage, autoencoder)
+    networks = Networks(autoencoder, denoiser, SamplerConfig(), flow=load_flow(stage), tally=tally)
+    return _write_stage(stage, networks, latents, out, ("autoencoder", "flow", "tally", "denoiser"))
 
 
 def train_flow(
@@ -84,6 +88,19 @@ def train_flow(
     return {"device": describe_device(stage.device), **_last_figures(work / "flow")}
 
 
+def train_tally(
+    data: Path, work: Path, preset: str, init: str | None, options: TrainOptions, device: str
+) -> dict[str, Any]:
+    """``gamengen train tally``: returns the last held-out figures."""
+    stage = _stage(data, work, preset, init, options, device)
+    autoencoder = load_autoencoder(stage)
+    if fit_tally(stage, autoencoder, encode_alone(stage, autoencoder), options) is None:
+        names = ", ".join(LEVELS)
+        what = f"nothing in it is counted that the score bar shows ({names})"
+        raise DataError(what, data, "leave this stage out: the others do without")
+    return {"device": describe_device(stage.device), **_last_figures(work / "tally")}
+
+
 def distill(data: Path, work: Path, out: Path, preset: str, options: TrainOptions, device: str) -> dict[str, Any]:
     """``gamengen train distill``: trains a student, evaluates and writes the checkpoint."""
     check_writable(out)
@@ -91,8 +108,9 @@ def distill(data: Path, work: Path, out: Path, preset: str, options: TrainOption
     autoencoder, denoiser = load_autoencoder(stage), load_denoiser(stage)
     latents = encode(stage, autoencoder)
     student = fit_student(stage, autoencoder, denoiser, latents, options)
-    networks = Networks(autoencoder, student, SamplerConfig(STUDENT_STEPS), flow=load_flow(stage))
-    return _write_stage(stage, networks, latents, out, ("autoencoder", "flow", "denoiser", "student"))
+    tally = load_tally(stage, autoencoder)
+    networks = Networks(autoencoder, student, SamplerConfig(STUDENT_STEPS), flow=load_flow(stage), tally=tally)
+    return _write_stage(stage, networks, latents, out, ("autoencoder", "flow", "tally", "denoiser", "student"))
 
 
 def train_perceptual(
@@ -111,9 +129,10 @@ def train_perceptual(
     eyes = Lpips.load(weights)
     stage, start = _going_on(data, work, init, options, device)
     autoencoder = place(start.autoencoder, stage.device)
-    latents = encode_alone(stage, autoencoder)
+    tally = place(start.tally, stage.device).requires_grad_(False) if start.tally is not None else None
+    latents = count_score(stage.recording, tally, encode_alone(stage, autoencoder))
     denoiser = fit_perceptual(stage, autoencoder, start.denoiser, latents, eyes, options)
-    return _write_student(stage, denoiser, latents, out, ("perceptual",), outcome_minutes)
+    return _write_student(stage, denoiser, tally, latents, out, ("perceptual",), outcome_minutes)
 
 
 def match(
@@ -124,9 +143,11 @@ def match(
     _check_outcome_minutes(outcome_minutes)
     stage, start = _going_on(data, work, init, options, device)
     teacher, autoencoder = load_denoiser(stage), place(start.autoencoder, stage.device)
-    latents = encode_alone(stage, autoencoder)
-    denoiser = fit_matched(stage, autoencoder, start.denoiser, teacher, latents, options)
-    return _write_student(stage, denoiser, latents, out, ("denoiser", "matched"), outcome_minutes)
+    tally = load_tally(stage, autoencoder)
+    latents = count_score(stage.recording, tally, encode_alone(stage, autoencoder))
+    student = seeing(start.denoiser, moved=False, told=tally is not None)
+    denoiser = fit_matched(stage, autoencoder, student, teacher, latents, options)
+    return _write_student(stage, denoiser, tally, latents, out, ("tally", "denoiser", "matched"), outcome_minutes)
 
 
 def _check_outcome_minutes(minutes: float) -> None:
@@ -156,6 +177,7 @@ def _going_on(data: Path, work: Path, init: str, options: TrainOptions, device: 
 def _write_student(
     stage: Stage,
     denoiser: Denoiser,
+    tally: Tally | None,
     latents: tuple[LatentEpisodes, LatentEpisodes],
     out: Path,
     names: tuple[str, ...],
@@ -169,7 +191,7 @@ def _write_student(
         telling = TrainOptions(minutes=outcome_minutes, adam_lr=1e-3, seed=stage.seed)
         outcome = fit_outcome(stage, autoencoder, latents, telling, Player(denoiser, sampler))
         names = (*names, "outcome")
-    return _write_stage(stage, Networks(autoencoder, denoiser, sampler, outcome), latents, out, names)
+    return _write_stage(stage, Networks(autoencoder, denoiser, sampler, outcome, tally=tally), latents, out, names)
 
 
 def train_decoder(
@@ -185,7 +207,7 @@ def train_decoder(
     sampler = SamplerConfig() if student is None else SamplerConfig(STUDENT_STEPS)
     autoencoder = fit_decoder(stage, plain, played, latents, options)
     outcome = load_outcome(stage, plain, latents)
-    networks = Networks(autoencoder, played, sampler, outcome, load_flow(stage))
+    networks = Networks(autoencoder, played, sampler, outcome, load_flow(stage), load_tally(stage, plain))
     return _write_stage(stage, networks, latents, out, STAGES)
 
 

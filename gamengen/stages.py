@@ -1,36 +1,38 @@
 """The stages of making a game, each resumable: autoencoder, latents, flow, denoiser, student, decoder, outcome.
 
 All of them keep what they make in one work folder: ``autoencoder/``, ``latents/``, ``flows/``, ``flow/``, ``moved/``,
-``denoiser/``, ``student/``, ``decoder/`` and ``outcome/``. Where it has a flow network, the denoiser, its student and
-the decoder see the last frame moved.
+``tally/``, ``denoiser/``, ``student/``, ``decoder/`` and ``outcome/``. Where it has a flow network, the denoiser, its
+student and the decoder see the last frame moved; where there is a tally, they are told the score.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from agents.errors import CheckpointError, DataError
-from gamengen.autoencoder import FACTOR, Autoencoder
-from gamengen.checkpoints import Checkpoint, check_fits, load_fitting
+from agents.errors import CheckpointError, OptionError
+from gamengen.autoencoder import Autoencoder
+from gamengen.checkpoints import check_fits, load_fitting
 from gamengen.compensation import Camera
-from gamengen.denoiser import Denoiser, seeing_moved
+from gamengen.denoiser import Denoiser, seeing
 from gamengen.devices import Model, place
 from gamengen.diffusion import SamplerConfig
 from gamengen.evaluation.lpips import Lpips
 from gamengen.flow import FlowNetwork, Mover
 from gamengen.flow_cache import find_camera, load_flows, load_moved, measure_recording, move_recording
-from gamengen.latents import LatentEpisodes, encode_recording, load_latents, weights_hash
+from gamengen.latents import LatentEpisodes, encode_recording, load_latents
 from gamengen.outcome import OutcomeHead
 from gamengen.presets import find_preset
 from gamengen.processes import first_goes_first, is_first
+from gamengen.tally import Tally, TallyConfig
 from gamengen.train_autoencoder import POOL_FRAMES, AutoencoderTask, load_frame_pool
 from gamengen.train_decoder import CAMERA_PAIRS, DecoderTask, find_footage
 from gamengen.train_denoiser import DenoiserTask
@@ -39,49 +41,10 @@ from gamengen.train_matching import MatchingTask
 from gamengen.train_outcome import OutcomeTask, Player, find_results, outcome_config
 from gamengen.train_perceptual import PerceptualTask
 from gamengen.train_student import STUDENT_STEPS, StudentTask
+from gamengen.train_tally import TallyTask, find_levels, make_tally, with_counts
 from gamengen.training import Trainer, TrainOptions, load_finished
+from gamengen.work_folder import Stage, check_made_for, note_beginning, was_made_for
 from recorder.recording import Recording, write_json
-
-BATCH = {
-    "autoencoder": 16,
-    "flow": 48,
-    "denoiser": 16,
-    "student": 16,
-    "perceptual": 24,
-    "matched": 24,
-    "decoder": 8,
-    "outcome": 128,
-}
-BEGUN = "begun.json"  # what a denoiser's training started from
-STAGES = ("autoencoder", "flow", "denoiser", "student", "perceptual", "decoder", "outcome")
-CUDA_BATCH_FACTOR = 8  # a GPU is only busy with many samples at once
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What every stage needs to know: where, on what, from which weights, with which seed."""
-
-    recording: Recording
-    work: Path
-    preset: str
-    device: torch.device
-    init: Checkpoint | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        header = self.recording.header
-        if header.height % FACTOR or header.width % FACTOR:
-            what = f"frame height and width must be multiples of {FACTOR}, got {header.height} and {header.width}"
-            raise DataError(what, self.recording.folder, "record anew with such a --height and --width")
-
-    @property
-    def moves(self) -> bool:
-        """Whether the work folder has a flow network."""
-        return (self.work / "flow" / "final.safetensors").is_file()
-
-    def batch(self, name: str) -> int:
-        """Samples a training step of the stage ``name``."""
-        return BATCH[name] * (CUDA_BATCH_FACTOR if self.device.type == "cuda" else 1)
 
 
 def fit_autoencoder(stage: Stage, options: TrainOptions) -> Autoencoder:
@@ -110,7 +73,7 @@ def fit_decoder(
     config = replace(autoencoder.config, compensation=actions, guided=stage.moves)
     model, mover = place(Autoencoder(config), stage.device), load_mover(stage, autoencoder)
     folder = stage.work / "decoder"
-    _check_made_for(folder, "denoiser", denoiser)
+    check_made_for(folder, "denoiser", denoiser)
     if not load_finished(model, folder, options):
         if stage.init is not None and stage.init.autoencoder.compensation is not None:
             assert model.compensation is not None
@@ -123,37 +86,6 @@ def fit_decoder(
         task = DecoderTask(model, denoiser, *footage, stage.seed + 2, stage.batch("decoder"), pairs, mover)
         Trainer(task, options, folder).run()
     return model.eval()
-
-
-def _note_beginning(init: Checkpoint, folder: Path) -> None:
-    """Write what a training started from, for the checkpoint to tell."""
-    if is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / BEGUN, {"init": init.config.name, "init_training": init.config.training})
-
-
-def _check_made_for(folder: Path, part: str, model: nn.Module) -> None:
-    """See that what ``folder`` holds was trained for this very ``part`` of the model, and note that it is."""
-    path = folder / f"{part}.json"
-    try:
-        if path.is_file() and not _was_made_for(folder, part, model):
-            what = f"the {folder.name} in the work folder was trained for another {part}"
-            raise CheckpointError(what, folder, "delete this folder to train it anew")
-        with first_goes_first():
-            folder.mkdir(parents=True, exist_ok=True)
-            if is_first():
-                write_json(path, {part: weights_hash(model)})
-    except OSError as error:
-        raise CheckpointError(f"cannot use it ({error})", path, "delete this folder to train it anew") from error
-
-
-def _was_made_for(folder: Path, part: str, model: nn.Module) -> bool:
-    """Whether ``folder`` notes that what it holds was trained for this very ``part`` of the model."""
-    path = folder / f"{part}.json"
-    try:
-        return path.is_file() and json.loads(path.read_text()) == {part: weights_hash(model)}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot use it ({error})", path, "delete this folder to train it anew") from error
 
 
 def load_autoencoder(stage: Stage) -> Autoencoder:
@@ -188,10 +120,10 @@ def load_student(stage: Stage, denoiser: Denoiser) -> Denoiser | None:
     """
     if not (stage.work / "student" / "final.safetensors").is_file():
         return None
-    _check_made_for(stage.work / "student", "denoiser", denoiser)
+    check_made_for(stage.work / "student", "denoiser", denoiser)
     student = _load_stage(_fresh_denoiser(stage), stage, "student")
     seen = stage.work / "perceptual"
-    if (seen / "final.safetensors").is_file() and _was_made_for(seen, "denoiser", student):
+    if (seen / "final.safetensors").is_file() and was_made_for(seen, "denoiser", student):
         return _load_stage(_fresh_denoiser(stage), stage, "perceptual")
     return student
 
@@ -214,9 +146,9 @@ def load_player(stage: Stage, autoencoder: Autoencoder) -> Player | None:
 def encode(stage: Stage, autoencoder: Autoencoder) -> tuple[LatentEpisodes, LatentEpisodes]:
     """Encode the recording, where that is not done, and read the latents: (train, held out).
 
-    Where the work folder has a flow network, the frames are moved too.
+    Where the work folder has a flow network, the frames are moved too; where there is a tally, the score is counted.
     """
-    latents = encode_alone(stage, autoencoder)
+    latents = count_score(stage.recording, load_tally(stage, autoencoder), encode_alone(stage, autoencoder))
     mover = load_mover(stage, autoencoder)
     if mover is None:
         return latents
@@ -224,6 +156,20 @@ def encode(stage: Stage, autoencoder: Autoencoder) -> tuple[LatentEpisodes, Late
     with first_goes_first():
         move_recording(stage.recording, mover, stage.work, stage.work / "moved")
     return load_moved(stage.work / "moved", mover, latents)
+
+
+def count_score(
+    recording: Recording, tally: Tally | None, latents: tuple[LatentEpisodes, LatentEpisodes]
+) -> tuple[LatentEpisodes, LatentEpisodes]:
+    """The same latents, (train, held out), with what the score bar counts, where there is a tally.
+
+    Raises:
+        DataError: the recording does not know what it counts.
+    """
+    if tally is None:
+        return latents
+    train, held_out = with_counts(recording, tally.config.levels, latents)
+    return replace(train, tally=tally), replace(held_out, tally=tally)
 
 
 def encode_alone(stage: Stage, autoencoder: Autoencoder) -> tuple[LatentEpisodes, LatentEpisodes]:
@@ -240,7 +186,7 @@ def fit_flow(
     """Train the flow network, or load it where this budget is spent already."""
     torch.manual_seed(stage.seed + 5)
     model, folder = _fresh_flow(stage), stage.work / "flow"
-    _check_made_for(folder, "encoder", autoencoder.encoder)
+    check_made_for(folder, "encoder", autoencoder.encoder)
     if not load_finished(model, folder, options):
         if stage.init is not None and stage.init.flow is not None:
             load_fitting(model, stage.init.flow)
@@ -283,13 +229,60 @@ def load_mover(stage: Stage, autoencoder: Autoencoder) -> Mover | None:
     network = load_flow(stage)
     if network is None:
         return None
-    _check_made_for(stage.work / "flow", "encoder", autoencoder.encoder)
+    check_made_for(stage.work / "flow", "encoder", autoencoder.encoder)
     return Mover(network.requires_grad_(False), autoencoder)
 
 
 def load_flow(stage: Stage) -> FlowNetwork | None:
     """The flow network that an earlier stage left in the work folder, or None."""
     return _load_stage(_fresh_flow(stage), stage, "flow") if stage.moves else None
+
+
+def fit_tally(
+    stage: Stage, autoencoder: Autoencoder, latents: tuple[LatentEpisodes, LatentEpisodes], options: TrainOptions
+) -> Tally | None:
+    """Train the tally, or load it where this budget is spent already; None where no score bar counts anything."""
+    torch.manual_seed(stage.seed + 8)
+    folder = stage.work / "tally"
+    path = folder / "config.json"
+    if not find_levels(stage.recording):
+        return None
+    check_made_for(folder, "encoder", autoencoder.encoder)
+    begun = path.is_file() and (folder / "state.pt").is_file()  # which has the pictures too
+    context = find_preset(stage.preset).denoiser.context
+    tally = _read_tally(path) if begun else make_tally(stage.recording, latents, context, stage.device)
+    if not begun:
+        with first_goes_first():
+            if is_first():
+                write_json(path, asdict(tally.config))
+    if not load_finished(place(tally, stage.device), folder, options):
+        counted = with_counts(stage.recording, tally.config.levels, latents)
+        Trainer(TallyTask(tally, *counted, stage.seed + 8, stage.batch("tally")), options, folder).run()
+    return tally.eval().requires_grad_(False)
+
+
+def _read_tally(path: Path) -> Tally:
+    try:
+        values: Any = {n: tuple(v) if isinstance(v, list) else v for n, v in json.loads(path.read_text()).items()}
+        return Tally(TallyConfig(**values))
+    except (OSError, ValueError, TypeError, AttributeError, OptionError) as error:
+        raise CheckpointError(f"cannot use it ({error})", path, "delete this folder to train it anew") from error
+
+
+def load_tally(stage: Stage, autoencoder: Autoencoder) -> Tally | None:
+    """The tally that an earlier stage left in the work folder, or else that of the checkpoint to start from, or None.
+
+    Raises:
+        CheckpointError: it is another encoder's.
+    """
+    if not stage.counts:
+        return None
+    if not (stage.work / "tally" / "final.safetensors").is_file():
+        assert stage.init is not None and stage.init.tally is not None
+        return place(copy.deepcopy(stage.init.tally), stage.device).requires_grad_(False)
+    check_made_for(stage.work / "tally", "encoder", autoencoder.encoder)
+    tally = place(_read_tally(stage.work / "tally" / "config.json"), stage.device)
+    return _load_stage(tally, stage, "tally").requires_grad_(False)
 
 
 def fit_denoiser(
@@ -305,13 +298,12 @@ def fit_denoiser(
     folder = stage.work / "denoiser"
     if not load_finished(model, folder, options):
         if stage.init is not None:
-            source = stage.init.denoiser
-            _start_from(model, seeing_moved(source) if stage.moves and not source.config.moved else source, stage)
+            _start_from(model, seeing(stage.init.denoiser, stage.moves, stage.counts), stage)
             if not (folder / "state.pt").is_file():  # else it goes on from what it began with
-                _note_beginning(stage.init, folder)
+                note_beginning(stage.init, folder)
         mover = load_mover(stage, autoencoder)
         if mover is not None:
-            _check_made_for(folder, "flow", mover.network)
+            check_made_for(folder, "flow", mover.network)
         batch = stage.batch("denoiser")
         task = DenoiserTask(model, autoencoder, *latents, stage.seed, batch, mover=mover, faithful=faithful)
         Trainer(task, options, folder).run()
@@ -328,7 +320,7 @@ def fit_student(
     """Distil ``denoiser`` into a student for one step, or load the student where that is done."""
     torch.manual_seed(stage.seed + 3)
     model, folder = _fresh_denoiser(stage), stage.work / "student"
-    _check_made_for(folder, "denoiser", denoiser)
+    check_made_for(folder, "denoiser", denoiser)
     if not load_finished(model, folder, options):
         model.load_state_dict(denoiser.state_dict())
         mover = load_mover(stage, autoencoder)
@@ -349,9 +341,9 @@ def fit_perceptual(
     decoder = place(copy.deepcopy(autoencoder), stage.device)
     model, teacher = (place(copy.deepcopy(student), stage.device) for _ in range(2))
     folder = stage.work / "perceptual"
-    _check_made_for(folder, "denoiser", student)
+    check_made_for(folder, "denoiser", student)
     if stage.init is not None:
-        _note_beginning(stage.init, folder)
+        note_beginning(stage.init, folder)
     if not load_finished(model, folder, options):
         batch = stage.batch("perceptual")
         task = PerceptualTask(model, teacher, decoder, *latents, stage.seed + 6, eyes, batch)
@@ -369,10 +361,10 @@ def fit_matched(
 ) -> Denoiser:
     """``student`` trained on to make what ``teacher`` would as often as that would, or loaded where that is done."""
     model, folder = place(copy.deepcopy(student), stage.device), stage.work / "matched"
-    _check_made_for(folder, "student", student)
-    _check_made_for(folder, "teacher", teacher)
+    check_made_for(folder, "student", student)
+    check_made_for(folder, "teacher", teacher)
     if stage.init is not None:
-        _note_beginning(stage.init, folder)
+        note_beginning(stage.init, folder)
     if not load_finished(model, folder, options):
         task = MatchingTask(model, teacher, autoencoder, *latents, stage.seed + 7, stage.batch("matched"))
         Trainer(task, options, folder).run()
@@ -412,7 +404,7 @@ def _outcome_task(
     latents: tuple[LatentEpisodes, LatentEpisodes],
     player: Player | None = None,
 ) -> OutcomeTask:
-    _check_made_for(stage.work / "outcome", "encoder", autoencoder.encoder)
+    check_made_for(stage.work / "outcome", "encoder", autoencoder.encoder)
     config = outcome_config(stage.recording, latents[0])
     head = place(OutcomeHead(config), stage.device)
     train, held_out = zip(latents, find_results(stage.recording, config), strict=True)
@@ -421,9 +413,8 @@ def _outcome_task(
 
 def _fresh_denoiser(stage: Stage) -> Denoiser:
     actions = stage.recording.header.action_set.size
-    return place(
-        Denoiser(replace(find_preset(stage.preset).denoiser, actions=actions, moved=stage.moves)), stage.device
-    )
+    sizes = find_preset(stage.preset).denoiser
+    return place(Denoiser(replace(sizes, actions=actions, moved=stage.moves, told=stage.counts)), stage.device)
 
 
 def _fresh_flow(stage: Stage) -> FlowNetwork:

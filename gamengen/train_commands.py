@@ -106,6 +106,29 @@ class TrainFlow(_FromCheckpoint):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainTally(_FromCheckpoint):
+    """Train the network that counts what Doom's score bar shows: health, armor, ammunition. Run again, it goes on.
+
+    The work folder holds the autoencoder that gamengen train autoencoder made there; else that of --init is used. What
+    is trained there afterwards is told the score.
+
+    Example: gamengen train tally --data data/center --work runs/center --minutes 3
+    """
+
+    work: Path
+    """Work folder with a trained autoencoder; the network lies in its sub-folder tally/."""
+    adam_lr: float = 1e-3
+    """Learning rate of everything else."""
+
+    def run(self) -> dict[str, Any]:
+        """Train."""
+        from gamengen.single_stages import train_tally
+
+        figures = train_tally(self.data, self.work, self.preset, self.init, self.options(), self.device)
+        return {"folder": str(self.work / "tally"), **figures}
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainDenoiser(_FromCheckpoint):
     """Train a denoiser on a recording and write a checkpoint. Run again, it goes on.
 

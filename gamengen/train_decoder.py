@@ -111,6 +111,10 @@ class Plays:
         parts = [self._own[number] if kind.own else latents[number] for number, kind in enumerate(self._kinds)]
         return torch.stack([part.float() for part in parts]), actions
 
+    def tell(self, past: torch.Tensor) -> torch.Tensor:
+        """Contexts (N, K, C, h, w), told the score of the next frames where that is."""
+        return self._footage.episodes.tell(torch.from_numpy(self._first) + self._context, past)
+
     def last(self) -> torch.Tensor:
         """The frame on screen in each play (N, H, W, 3) uint8."""
         return torch.stack(self._last)
@@ -204,6 +208,7 @@ class DecoderTask(Task):
         last, flow = context[:, -1], None
         if self._mover is not None:
             context, flow = self._look(context, actions, self._plays.last(), self._plays.flows())
+        context = self._plays.tell(context)
         noise = torch.randn(context[:, 0].shape, generator=generator, device=self._device)
         steps = int(rng.choice(STEPS))
         predicted = spread(lambda past, held, start: self._predict(past, held, start, steps), context, actions, noise)
@@ -321,6 +326,7 @@ class DecoderTask(Task):
         seen, flow = latents[:, :-1], None
         if self._mover is not None:
             seen, flow = self._look(seen, actions[:, :-1], real[:, 0], self._known_flows(picks + context - 2))
+        seen = self._held_out.episodes.tell(torch.from_numpy(picks) + context, seen)
         predicted = self._predict(seen, actions[:, :-1], noise, 4)
         before = Before(latents[:, -2], real[:, 0], actions[:, :-1], flow)
         decoded = {
@@ -344,6 +350,7 @@ class DecoderTask(Task):
             seen = past
             if flow is not None:
                 seen, flow = self._look(past, held, shown, flow)
+            seen = self._held_out.episodes.tell(torch.from_numpy(picks) + context + frame, seen)
             following = self._predict(seen, held, noise, 4)
             shown = self._decode(following, Before(past[:, -1], shown, held, flow))
             past = torch.cat([past[:, 1:], following[:, None]], dim=1)

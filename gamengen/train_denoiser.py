@@ -28,7 +28,7 @@ UNROLL_SHARE = 0.375  # of the batch
 UNROLL_STEPS = (1, 2)  # sampling steps of the model's own frames
 FAITHFUL_PLAY = 12  # frames of its longest: after more the recorded frame is no longer what should follow
 REACH = 3  # positions: what is unusual is no further away a frame later
-STEADY = 30.0  # added to the weight of a position that never moves: what changes in a score bar is small
+STEADY = 4.0  # added to the weight of a position that never moves: what changes in a score bar is small
 HELD_OUT_WINDOWS = 48
 VISIBLE_PIXELS = 8
 NUDGE = 0.2  # of a latent channel, whose RMS is 1
@@ -45,7 +45,7 @@ class DenoiserTask(Task):
     what is small and stands still, such as a score bar, and low noise levels, at which that is decided, too.
     In the last part of the budget some samples take the model's own frames as their
     context: see :class:`gamengen.free_plays.FreePlays`. A denoiser that sees the last frame moved takes a ``mover``,
-    and latents with the frames moved.
+    and latents with the frames moved; one that is told the score takes latents with counts and a tally.
 
     Raises:
         DataError: every episode, or every one held out, is shorter than a window.
@@ -65,7 +65,7 @@ class DenoiserTask(Task):
         mover: Mover | None = None,
         faithful: bool = False,
     ) -> None:
-        assert model.config.moved == (mover is not None)
+        assert model.config.moved == (mover is not None) and model.config.told == (train.tally is not None)
         self._device = next(model.parameters()).device
         self.model: nn.Module = place(model, self._device)
         self._denoiser, self._autoencoder = model, autoencoder
@@ -117,7 +117,7 @@ class DenoiserTask(Task):
         # Where something was a frame ago counts too: it must have moved on, or a fog stays behind. Not so in free
         # plays: where they have gone wrong everything is unusual, and they would outweigh all else.
         real = self._batch - unrolled
-        before = self._rarity.weight(context[:real, self._window - 2])
+        before = self._rarity.weight(context[:real, self._denoiser.config.newest])
         if self._faithful:
             weight = torch.ones_like(target[:, 0])
             weight[:real] = F.max_pool2d(before[:, None], REACH, 1, REACH // 2)[:, 0] * self._steady
@@ -180,6 +180,7 @@ class DenoiserTask(Task):
                     figures[f"{name}_psnr_{steps}"] = float(psnr[chosen].mean())
             sheet.append(frames[:6])
         played, past = latents[:8].clone(), given[:8]
+        following_frames = torch.from_numpy(all_starts[picks][:8]) + context + 1
         flows = None
         if self._held_out.flows is not None:
             flows = self._held_out.flows[torch.from_numpy(all_starts[picks][:8] + context - 1)].to(self._device).float()
@@ -191,6 +192,8 @@ class DenoiserTask(Task):
             if self._mover is not None and flows is not None:
                 moved, flows = move_decoded(self._mover, past, actions[:8, frame + 1 : frame + 1 + context], flows)
                 past = torch.cat([past, moved[:, None]], dim=1)
+            if frame + 1 < window - context:
+                past = self._held_out.tell(following_frames + frame, past).to(self._device)
         last, last_real = self._frames(played[:, -1]), self._frames(latents[:8, -1])
         figures["rollout_psnr"] = float(frame_psnr(last_real, last).mean())
         figures["rollout_sharpness"] = float(sharpness(last.numpy()).mean() / sharpness(last_real.numpy()).mean())

@@ -19,11 +19,11 @@ from gamengen.device_limits import count_work, measure_ceiling
 from gamengen.devices import choose_device, describe_device, has_bf16, place
 from gamengen.latents import LatentEpisodes
 from gamengen.presets import find_preset
-from gamengen.stages import BATCH, CUDA_BATCH_FACTOR
 from gamengen.train_autoencoder import AutoencoderTask, FramePool
 from gamengen.train_denoiser import DenoiserTask
 from gamengen.train_student import StudentTask
 from gamengen.training import Task, Trainer, TrainOptions, autocast
+from gamengen.work_folder import BATCH, CUDA_BATCH_FACTOR
 from recorder.progress import progress
 
 POOL_FRAMES, EPISODES, EPISODE_FRAMES = 256, 8, 256  # made up: their content does not matter to speed

@@ -27,8 +27,9 @@ from gamengen.create import CreateOptions, Plan, create_game, make_plan
 from gamengen.evaluation.results import summarise
 from gamengen.latents import weights_hash
 from gamengen.single_stages import distill, train_autoencoder, train_decoder, train_denoiser, train_outcome
-from gamengen.stages import Stage, load_denoiser, load_student
+from gamengen.stages import load_denoiser, load_student
 from gamengen.training import TrainOptions
+from gamengen.work_folder import Stage
 from recorder.recording import Recording
 
 ROOT = Path(__file__).parents[1]

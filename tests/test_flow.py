@@ -18,7 +18,7 @@ from gamengen.autoencoder import Autoencoder, pixels_of
 from gamengen.checkpoints import Checkpoint, load_checkpoint
 from gamengen.compensation import Camera
 from gamengen.create import CreateOptions, create_game
-from gamengen.denoiser import Denoiser, DenoiserConfig, seeing_moved
+from gamengen.denoiser import Denoiser, DenoiserConfig, seeing
 from gamengen.flow import FlowConfig, FlowNetwork, Mover, settle_flow
 from gamengen.flow_cache import held_actions, learn_camera, measure_flow
 from gamengen.latents import LatentEpisodes, gather_steps
@@ -132,7 +132,7 @@ def test_steps_with_moved_frames() -> None:
 def test_a_denoiser_begins_with_what_another_has_learned() -> None:
     config = DenoiserConfig(context=4, channels=8, actions=2, widths=(16, 24), embedding=32)
     source = Denoiser(config)
-    model = seeing_moved(source)
+    model = seeing(source, moved=True, told=False)
     assert model.config == replace(config, moved=True)
     assert torch.equal(model.context_first.weight[:, : 4 * 8], source.context_first.weight)
     assert not model.context_first.weight[:, 4 * 8 :].any()

@@ -28,11 +28,12 @@ from gamengen.denoiser import Denoiser
 from gamengen.latents import LatentEpisodes
 from gamengen.muon import MuonAdamW, orthogonalise
 from gamengen.presets import PRESETS, Preset
-from gamengen.stages import Stage, fit_autoencoder, fit_denoiser
+from gamengen.stages import fit_autoencoder, fit_denoiser
 from gamengen.train_autoencoder import AutoencoderTask, FramePool
 from gamengen.train_denoiser import DenoiserTask
 from gamengen.train_student import StudentTask
 from gamengen.training import Task, Trainer, TrainOptions, learning_rate_factor, load_finished
+from gamengen.work_folder import Stage
 from recorder.recording import Recording
 
 ROOT = Path(__file__).parents[1]

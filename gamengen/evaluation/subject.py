@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from gamengen.autoencoder import Before
 from gamengen.checkpoints import Checkpoint
@@ -19,6 +21,19 @@ from gamengen.training import autocast, step_generator
 Choose = Callable[[int, np.ndarray], np.ndarray]
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What a model knows of the newest frames beside their latents.
+
+    Args:
+        flow: by which they came (B, 2, 2 h, 2 w), where the model tells that.
+        tally: what their score bar counts (B, frames, L), where it counts.
+    """
+
+    flow: torch.Tensor | None = None
+    tally: torch.Tensor | None = None
+
+
 class Subject:
     """A checkpoint's autoencoder and denoiser, ready to be measured on ``device``."""
 
@@ -29,11 +44,14 @@ class Subject:
         self._denoiser = place(checkpoint.denoiser, device)
         network = place(checkpoint.flow, device) if checkpoint.flow is not None else None
         self._mover = Mover(network, self._autoencoder) if network is not None else None
+        self._tally = place(checkpoint.tally, device) if checkpoint.tally is not None else None
 
     def weights(self) -> list[str]:
         """Hashes of the weights of all networks that make frames."""
-        moving = [self._mover.network] if self._mover is not None else []
-        return [weights_hash(part) for part in (self._autoencoder, self._denoiser, *moving)]
+        beside: list[nn.Module] = [self._mover.network] if self._mover is not None else []
+        if self._tally is not None:
+            beside.append(self._tally)
+        return [weights_hash(part) for part in (self._autoencoder, self._denoiser, *beside)]
 
     def encode(self, frames: np.ndarray) -> torch.Tensor:
         """Frames (N, H, W, 3) uint8 -> latents (N, C, h, w) float32 on the device."""
@@ -46,35 +64,50 @@ class Subject:
             return self._autoencoder.decode_frames(latents).cpu().numpy()
 
     @torch.inference_mode()
-    def settle(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor | None:
-        """By which flow the newest frame came (B, 2, 2 h, 2 w), from latents (B, K, C, h, w) and actions (B, K, A)."""
-        if self._mover is None:
-            return None
+    def settle(self, latents: torch.Tensor, actions: torch.Tensor) -> Beside:
+        """What goes with the newest frame, from latents (B, K, C, h, w) and actions (B, K, A); the last is held now."""
+        flow = tally = None
         with autocast(self.device):
-            return settle_flow(self._mover.network, latents, actions.to(self.device))
+            if self._mover is not None:
+                flow = settle_flow(self._mover.network, latents, actions.to(self.device))
+            if self._tally is not None:
+                tally = self._tally.settle(latents, actions.to(self.device))
+        return Beside(flow, tally)
 
     @torch.inference_mode()
     def look(
-        self, latents: torch.Tensor, actions: torch.Tensor, last: np.ndarray, flow: torch.Tensor | None
-    ) -> tuple[torch.Tensor, Before]:
+        self,
+        latents: torch.Tensor,
+        actions: torch.Tensor,
+        last: np.ndarray,
+        beside: Beside,
+        generator: torch.Generator,
+    ) -> tuple[torch.Tensor, Before, Beside]:
         """What the denoiser and the decoder are given.
 
         Args:
             latents: past latents (B, K, C, h, w), oldest first.
             actions: (B, K, A); the last is held now.
             last: frames on screen (B, H, W, 3) uint8.
-            flow: by which those came, of :meth:`settle` or of the look before.
+            beside: what goes with those, of :meth:`settle` or of the look before.
+            generator: of the CPU, by which is drawn what changes in the score.
 
         Returns:
-            The context for :meth:`predict`, and what came before for :meth:`decode_next`.
+            The context for :meth:`predict`, what came before for :meth:`decode_next`, and what goes with the
+            next frame.
         """
         shown, held = torch.from_numpy(np.ascontiguousarray(last)).to(self.device), actions.to(self.device)
-        context = latents
-        if self._mover is not None:
-            assert flow is not None
-            with autocast(self.device):
+        context, flow, tally = latents, beside.flow, beside.tally
+        with autocast(self.device):
+            if self._mover is not None:
+                assert flow is not None
                 context, flow = self._mover(latents, held, shown, flow)
-        return context, Before(latents[:, -1], shown, held, flow)
+            if self._tally is not None:
+                assert tally is not None
+                draws = torch.rand(len(latents), tally.shape[2], generator=generator).to(self.device)
+                tally = self._tally.advance(latents, held, tally, draws)
+                context = torch.cat([self._tally.picture(tally)[:, None], context], dim=1)
+        return context, Before(latents[:, -1], shown, held, flow), Beside(flow, tally)
 
     @torch.inference_mode()
     def decode_next(self, latents: torch.Tensor, before: Before) -> np.ndarray:
@@ -125,13 +158,14 @@ class Subject:
         assert frames.shape[1] == self.context, (frames.shape, self.context)
         past = torch.stack([self.encode(part) for part in frames])
         held = torch.from_numpy(np.array(actions, np.float32)).to(self.device)
-        newest, generator, flow = frames[:, -1], step_generator(seed, 1), None
+        newest, generator = frames[:, -1], step_generator(seed, 1)
+        beside: Beside | None = None
         for step in range(count):
             now = torch.from_numpy(np.array(choose(step, newest), np.float32)).to(self.device)
             held = torch.cat([held, now[:, None]], dim=1)
-            context, before = self.look(past, held, newest, flow if flow is not None else self.settle(past, held))
+            context, before, beside = self.look(past, held, newest, beside or self.settle(past, held), generator)
             latents = self.predict(context, held, self.noise(past[:, 0], generator))
-            newest, flow = self.decode_next(latents, before), before.flow
+            newest = self.decode_next(latents, before)
             past, held = torch.cat([past[:, 1:], latents[:, None]], dim=1), held[:, 1:]
             yield newest
 

@@ -52,10 +52,11 @@ def measure_windows(
         episode = read_episode(info.path, start, start + subject.context + 1)
         latents = subject.encode(episode.frames)[None]
         actions = torch.from_numpy(episode.actions)[None, :-1]
-        noise = subject.noise(latents[:, 0], step_generator(seed, number))
+        generator = step_generator(seed, number)
+        noise = subject.noise(latents[:, 0], generator)
         real, last = episode.frames[-1:], episode.frames[-2:-1]
         past = latents[:, :-1]
-        context, before = subject.look(past, actions, last, subject.settle(past, actions))
+        context, before, _ = subject.look(past, actions, last, subject.settle(past, actions), generator)
         pictures = {
             "autoencoder": subject.decode_next(latents[:, -1], before),
             "copy_last": last,

@@ -1,0 +1,240 @@
+"""Tally: what the score bar counts, drawn before the frame that shows it.
+
+A health that falls by twelve, a shot that takes a bullet: such events are rare and certain, there is nothing between.
+A denoiser of few steps loses what is rare, and hardly learns to count from a recording's few examples. So the model
+keeps the counts beside its latents. A small network tells from the past by how much each changes now, and how likely
+that is; the change is drawn, and the denoiser is told it with one more latent, the mean of all recorded ones with such
+counts and such changes: the digits of the score bar, the red of a hit, the flash of a shot.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from agents.errors import OptionError
+
+DIGITS = 3
+BLANK = 10  # the place of a leading zero
+TELLING = 4  # newest changes that a frame shows
+LARGE = 40.0  # a change that counts fully; a larger one counts no more
+SEEN = 3  # newest latents from which a change is told
+DROPOUT = 0.3
+ROUNDS = 2  # of reading each count while the others stay
+
+
+@dataclass(frozen=True)
+class TallyConfig:
+    """Sizes of a tally, and what it counts.
+
+    Args:
+        context: K, past frames whose actions it sees.
+        channels: C, channels of a latent.
+        actions: A, channels of an action.
+        height: h, of a latent; so ``width``.
+        levels: game variables that the score bar shows, by name, such as health; L of them.
+        ranges: the lowest and the highest value of each.
+        changes: what each may change by in one frame.
+        late: frames until the score bar shows a change, 0 or 1.
+        features: width of the layers.
+    """
+
+    context: int
+    channels: int
+    actions: int
+    height: int
+    width: int
+    levels: tuple[str, ...]
+    ranges: tuple[tuple[float, float], ...]
+    changes: tuple[tuple[float, ...], ...]
+    late: int = 0
+    features: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("ranges", "changes"):  # which JSON gives as lists of lists
+            object.__setattr__(self, name, tuple(tuple(map(float, part)) for part in getattr(self, name)))
+        if min(self.context, self.channels, self.actions, self.height, self.width, self.features) < 1:
+            raise OptionError("a tally's sizes must be at least 1", "tally", "restore config.json")
+        if not self.levels or not len(self.levels) == len(self.ranges) == len(self.changes):
+            raise OptionError("a tally needs levels, and a range and changes for each", "tally", "restore config.json")
+        if any(len(part) != 2 or not 0 <= part[0] <= part[1] < 10**DIGITS for part in self.ranges):
+            raise OptionError(f"a level counts from 0 to {10**DIGITS - 1}", "tally", "restore config.json")
+        if any(0 not in part or not all(map(math.isfinite, part)) for part in self.changes) or self.late not in (0, 1):
+            raise OptionError("a level may change by 0 too, and shows at most a frame late", "tally", "restore it")
+
+    @property
+    def facts(self) -> int:
+        """T, numbers in which counts and their changes are written; see :meth:`Tally.facts`."""
+        return 1 + len(self.levels) * (2 * DIGITS * (BLANK + 1) + 4 * TELLING)
+
+
+class Tally(nn.Module):
+    """Counts of B games. Their newest TELLING + 1 are kept, (B, TELLING + 1, L) float32, oldest first.
+
+    Its pictures are not trained but found at once, see :func:`gamengen.train_tally.find_pictures`.
+    """
+
+    pictures: torch.Tensor
+    clear: torch.Tensor
+
+    def __init__(self, config: TallyConfig) -> None:
+        super().__init__()
+        self.config = config
+        size = config.height, config.width
+        self.register_buffer("pictures", torch.zeros(config.facts, config.channels, *size))
+        self.register_buffer("clear", torch.zeros(size))
+        wide, told = config.features, config.context * config.actions + config.facts
+        self.seen = min(SEEN, config.context)
+        self.first = nn.Conv2d(self.seen * config.channels, wide, 1)
+        self.told = nn.Linear(told, wide)
+        self.near = nn.Conv2d(wide, 2 * wide, 3, stride=2, padding=1)
+        self.far = nn.Conv2d(2 * wide, 2 * wide, 3, stride=2, padding=1)
+        positions = -(-config.height // 4) * -(-config.width // 4)
+        self.hidden = nn.Linear(2 * wide * positions + told, 4 * wide)
+        self.last = nn.Linear(4 * wide, sum(map(len, config.changes)))
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def exact(self) -> Self:
+        """Keep the pictures in float32 whatever the rest computes in: a digit must be read exactly."""
+        self.pictures, self.clear = self.pictures.float(), self.clear.float()
+        return self
+
+    def facts(self, counts: torch.Tensor) -> torch.Tensor:
+        """Counts (B, TELLING + 1, L) written as numbers (B, T): digits now and a frame ago, one-hot, and changes."""
+        parts = [torch.ones_like(counts[:, 0, :1])]
+        for level in range(len(self.config.levels)):
+            values = counts[:, :, level]
+            parts += [_digits(values[:, -1]), _digits(values[:, -2])]
+            change = values.diff(dim=1).flip(1)
+            size = (change.abs() / LARGE).clamp(max=1)
+            parts += [part.flatten(1) for part in ((change < 0).float(), (change > 0).float())]
+            parts += [size * (change < 0), size * (change > 0)]
+        return torch.cat(parts, dim=1)
+
+    def picture(self, counts: torch.Tensor) -> torch.Tensor:
+        """The mean latent of frames with such counts (B, TELLING + 1, L), (B, C, h, w) float32."""
+        with torch.autocast(counts.device.type, enabled=False):
+            return (self.facts(counts) @ self.pictures.flatten(1)).unflatten(1, self.pictures.shape[1:])
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        actions: torch.Tensor,
+        counts: torch.Tensor,
+        kept: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """How likely each change is in the next frame.
+
+        Args:
+            latents: past latents (B, K, C, h, w), oldest first; the newest three count.
+            actions: (B, K, A); the last is held now.
+            counts: of the newest frame (B, TELLING + 1, L).
+            kept: what dropout multiplies with in training, as of :meth:`draw_dropout`.
+
+        Returns:
+            Logits (B, all changes of all levels).
+        """
+        told = torch.cat([actions.flatten(1), self.facts(counts).to(actions)], dim=1).to(latents)
+        hidden = self.first(latents[:, -self.seen :].flatten(1, 2)) + self.told(told)[:, :, None, None]
+        hidden = F.silu(self.far(F.silu(self.near(F.silu(hidden))))).flatten(1)
+        hidden = F.silu(self.hidden(torch.cat([hidden if kept is None else hidden * kept[0], told], dim=1)))
+        return self.last(hidden if kept is None else hidden * kept[1])
+
+    def draw_dropout(self, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """What dropout leaves of features (B, F) and hidden units (B, H): 0, or 1 over the share that is kept."""
+        device = self.last.weight.device
+
+        def draw(width: int) -> torch.Tensor:
+            chance = torch.rand(batch, width, generator=generator, device=device)
+            return (chance >= DROPOUT).float() / (1 - DROPOUT)
+
+        return draw(self.hidden.in_features - self.told.in_features), draw(self.last.in_features)
+
+    def split(self, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Logits of each level's changes, (B, changes) float32 each."""
+        return logits.float().split([len(part) for part in self.config.changes], dim=1)
+
+    def advance(
+        self, latents: torch.Tensor, actions: torch.Tensor, counts: torch.Tensor, draws: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Counts of the next frame (B, TELLING + 1, L), from those of the newest.
+
+        Args:
+            latents: as of :meth:`forward`; so ``actions``.
+            counts: of the newest frame.
+            draws: numbers from 0 to 1 that draw the changes (B, L); None takes the likeliest.
+        """
+        following = []
+        for level, logits in enumerate(self.split(self(latents, actions, counts))):
+            changes = torch.tensor(self.config.changes[level], device=logits.device)
+            if draws is None:
+                chosen = logits.argmax(dim=1)
+            else:
+                likely = logits.softmax(dim=1).cumsum(dim=1)
+                chosen = (likely < draws[:, level, None]).sum(dim=1).clamp(max=len(changes) - 1)
+            following.append((counts[:, -1, level] + changes[chosen]).clamp(*self.config.ranges[level]))
+        return torch.cat([counts[:, 1:], torch.stack(following, dim=1)[:, None]], dim=1)
+
+    def read(self, latents: torch.Tensor) -> torch.Tensor:
+        """What the score bar of latents (B, C, h, w) shows, (B, L) whole numbers: whose picture is nearest to it."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return self._read(latents.float())
+
+    def _read(self, latents: torch.Tensor) -> torch.Tensor:
+        found = torch.tensor([high for _, high in self.config.ranges], device=latents.device).expand(len(latents), -1)
+        weighed = latents * self.clear
+        for _ in range(ROUNDS):
+            for level, (low, high) in enumerate(self.config.ranges):
+                values = torch.arange(math.floor(low), math.ceil(high) + 1, device=latents.device, dtype=torch.float32)
+                found = found.clone()
+                found[:, level] = 0
+                rest = self.picture(_still(found))
+                alone = torch.zeros(len(values), found.shape[1], device=latents.device)
+                zero = self.picture(_still(alone[:1]))
+                alone[:, level] = values
+                shown = (self.picture(_still(alone)) - zero).flatten(1)  # what each value adds to the rest
+                near = shown * self.clear.flatten().repeat(self.config.channels)
+                distance = (near * shown).sum(dim=1) - 2 * (weighed - rest * self.clear).flatten(1) @ shown.T
+                found[:, level] = values[distance.argmin(dim=1)]
+        return found
+
+    def settle(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Counts of the newest frame (B, TELLING + 1, L) where nothing but a start is known: what its frames show.
+
+        Args:
+            latents: past latents (B, K, C, h, w), oldest first.
+            actions: (B, K, A); the last is held now, which no frame shows yet.
+        """
+        newest = latents[:, -(TELLING + 1) :]
+        counts = torch.stack([self.read(part) for part in newest.unbind(1)], dim=1)
+        missing = TELLING + 1 - counts.shape[1]
+        counts = torch.cat([counts[:, :1].expand(-1, missing, -1), counts], dim=1)
+        if not self.config.late:
+            return counts
+        # What the frames show are the counts up to the one before the newest, which is told from the past.
+        held = torch.cat([actions[:, :1], actions[:, :-1]], dim=1)
+        past = torch.cat([latents[:, :1], latents[:, :-1]], dim=1)
+        return self.advance(past, held, counts, None)
+
+
+def _still(values: torch.Tensor) -> torch.Tensor:
+    """Counts that have long been ``values`` (B, L)."""
+    return values[:, None].expand(-1, TELLING + 1, -1)
+
+
+def _digits(values: torch.Tensor) -> torch.Tensor:
+    """Values (B,) from 0 to 999 as three digits, one-hot (B, 33); leading zeros are blank."""
+    whole = values.round().clamp(0, 10**DIGITS - 1).long()
+    places = []
+    for place in reversed(range(DIGITS)):
+        digit = whole // 10**place % 10
+        if place:
+            digit = torch.where(whole < 10**place, BLANK, digit)
+        places.append(F.one_hot(digit, BLANK + 1))
+    return torch.cat(places, dim=1).to(values.dtype)

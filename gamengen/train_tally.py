@@ -1,0 +1,235 @@
+"""Making a tally of a recording: its pictures, found at once, and the network that tells what changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from agents.errors import DataError
+from gamengen.devices import place
+from gamengen.latents import LatentEpisodes, gather_windows, window_starts
+from gamengen.processes import check_batch, share
+from gamengen.tally import DIGITS, Tally, TallyConfig
+from gamengen.train_outcome import LEVELS
+from gamengen.training import Task, step_generator
+from recorder.episodes import read_results
+from recorder.recording import Recording, split_held_out
+
+MOST_CHANGES = 32  # kinds of change of a level
+COVERED = 0.95  # of its changes they must be, or it is no count
+RIDGE = 10.0  # frames that pull the pictures towards 0
+CLEAR = 0.5  # share of a position's variance that the counts must explain to be read there
+LATENT_NOISE = 0.3  # at most: generated latents are not as clean as encoded ones
+CHUNK = 2048
+READ_FRAMES = 512
+MOST_SCORED = 8192
+
+
+def with_counts(
+    recording: Recording, levels: tuple[str, ...], latents: tuple[LatentEpisodes, LatentEpisodes]
+) -> tuple[LatentEpisodes, LatentEpisodes]:
+    """The same latents, (train, held out), with what the score bar counts.
+
+    Raises:
+        DataError: the recording does not know it.
+    """
+    infos = recording.episodes()
+    missing = sorted(set(levels) - set(infos[0].variable_names))
+    if missing:
+        raise DataError(f"it has no {', '.join(missing)}, which the model counts", recording.folder, "record anew")
+    columns = [infos[0].variable_names.index(name) for name in levels]
+    parts = split_held_out([info.path for info in infos])
+    train, held_out = (
+        replace(episodes, counts=torch.from_numpy(np.concatenate([_counts(path, columns) for path in paths])))
+        for episodes, paths in zip(latents, parts, strict=True)
+    )
+    return train, held_out
+
+
+def _counts(path: Path, columns: list[int]) -> np.ndarray:
+    return read_results(path)[1][:, columns].round().astype(np.float32)
+
+
+def find_levels(recording: Recording) -> dict[str, tuple[tuple[float, float], tuple[float, ...]]]:
+    """Which game variables the score bar of this game counts: the range of each, and what it changes by."""
+    infos = recording.episodes()
+    names = infos[0].variable_names
+    episodes = [read_results(info.path)[1].round() for info in infos]
+    found = {}
+    for name in LEVELS:
+        if name not in names:
+            continue
+        values = [part[:, names.index(name)] for part in episodes]
+        low, high = min(part.min() for part in values), max(part.max() for part in values)
+        if low == high or low < 0 or high >= 10**DIGITS:
+            continue
+        changes = np.concatenate([np.diff(part) for part in values])
+        kinds, often = np.unique(changes[changes != 0], return_counts=True)
+        kept = np.argsort(-often, kind="stable")[:MOST_CHANGES]
+        if often[kept].sum() >= COVERED * often.sum():
+            found[name] = ((float(low), float(high)), tuple(sorted([0.0, *map(float, kinds[kept])])))
+    return found
+
+
+def make_tally(
+    recording: Recording, latents: tuple[LatentEpisodes, LatentEpisodes], context: int, device: torch.device
+) -> Tally:
+    """A tally of what :func:`find_levels` finds, with its pictures, still to be trained."""
+    found = find_levels(recording)
+    channels, height, width = latents[0].latents.shape[1:]
+    ranges, changes = zip(*found.values(), strict=True)
+    config = TallyConfig(
+        context, channels, latents[0].actions.shape[1], height, width, tuple(found), ranges, changes
+    )  # fmt: skip
+    train = with_counts(recording, config.levels, latents)[0]
+    tally = Tally(config).to(device)
+    find_pictures(tally, train)
+    tally.config = replace(config, late=find_delay(tally, train))
+    return tally
+
+
+@torch.no_grad()
+def find_pictures(tally: Tally, episodes: LatentEpisodes) -> None:
+    """Set the pictures: what each fact adds to the mean latent, by ridge regression over all frames."""
+    frames, facts = len(episodes.latents), tally.config.facts
+    device = tally.pictures.device
+    gram = RIDGE * torch.eye(facts, dtype=torch.float64, device=device)
+    seen = torch.zeros(facts, tally.pictures[0].numel(), dtype=torch.float64, device=device)
+    for told, latents in _facts(tally, episodes):
+        gram += (told.T @ told).double()
+        seen += (told.T @ latents).double()
+    solved = torch.linalg.solve(gram, seen)
+    tally.pictures.copy_(solved.float().view_as(tally.pictures))
+    mean = (seen[0] / frames).float()  # the first fact is 1
+    left, whole = (torch.zeros_like(tally.clear) for _ in range(2))
+    for told, latents in _facts(tally, episodes):
+        for total, guess in ((left, told @ solved.float()), (whole, mean)):
+            total += (latents - guess).square().sum(0).view_as(tally.pictures[0]).mean(0) / frames
+    tally.clear.copy_(torch.where(left < (1 - CLEAR) * whole, 1 / left.clamp(min=1e-4), 0.0))
+
+
+def _facts(tally: Tally, episodes: LatentEpisodes) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """All frames, some at a time: their facts (B, T), and their latents (B, C h w)."""
+    for part in torch.arange(len(episodes.latents)).split(CHUNK):
+        told = tally.facts(episodes.history(part).to(tally.pictures.device))
+        yield told, episodes.latents[part].to(tally.pictures.device).float().flatten(1)
+
+
+@torch.no_grad()
+def find_delay(tally: Tally, episodes: LatentEpisodes) -> int:
+    """Frames until the score bar shows a change, 0 or 1: which of the two the frames in which one changes show."""
+    counts = episodes.counts
+    assert counts is not None
+    frames = torch.from_numpy(window_starts(episodes.lengths, 2) + 1)
+    changed = frames[(counts[frames] != counts[frames - 1]).any(dim=1).cpu()]
+    changed = changed[:: max(1, len(changed) // READ_FRAMES)]
+    if not len(changed):
+        return 0
+    shown = tally.read(episodes.latents[changed].to(tally.pictures.device)).to(counts)
+    now, before = (float((shown - counts[changed - back]).abs().mean()) for back in (0, 1))
+    return int(before < now)
+
+
+class TallyTask(Task):
+    """Tell by how much each count changes in the next frame; see :class:`gamengen.training.Task`.
+
+    Args:
+        model: a tally with its pictures.
+        train: latents with counts; so ``held_out``.
+        seed: of what is drawn.
+        batch: frames a step.
+    """
+
+    name = "tally"
+
+    def __init__(
+        self, model: Tally, train: LatentEpisodes, held_out: LatentEpisodes, seed: int, batch: int = 128
+    ) -> None:
+        self._device = next(model.parameters()).device
+        self.model: nn.Module = place(model, self._device)
+        self.tally, self._seed, self._batch = model, seed, batch
+        self._train, self._held_out = train, held_out
+        check_batch(batch)
+        self._window = model.config.context + 1
+        self._starts = window_starts(train.lengths, self._window)
+        with torch.no_grad():
+            model.last.bias.copy_(torch.cat(self._often(train)).log())
+
+    def loss(self, step: int, progress: float) -> torch.Tensor:
+        """Cross-entropy of the changes, on frames drawn evenly, so that probabilities mean what they say."""
+        generator = step_generator(self._seed, step, self._device)
+        latents, actions, counts, changes = self.draw(step)
+        level = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, 1, generator=generator, device=self._device)
+        noise = torch.randn(latents.shape, generator=generator, device=self._device)
+        kept = [share(part) for part in self.tally.draw_dropout(len(latents), generator)]
+        given = (share(part) for part in (latents + level * noise, actions, counts))
+        logits = self.tally.split(self.tally(*given, (kept[0], kept[1])))
+        wanted = share(changes)
+        return torch.stack([F.cross_entropy(part, wanted[:, n]) for n, part in enumerate(logits)]).sum()
+
+    def draw(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Past latents (B, K, C, h, w) and actions, counts, and the changes (B, L) that come, by their numbers."""
+        rng = np.random.default_rng([self._seed, step])
+        return self._windows(self._train, self._starts[rng.integers(len(self._starts), size=self._batch)])
+
+    def _windows(
+        self, episodes: LatentEpisodes, starts: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        context = self._window - 1
+        latents, actions = gather_windows(episodes, starts, context)
+        newest = torch.from_numpy(starts + context - 1)
+        given = latents, actions, episodes.history(newest), self._changes(episodes, newest + 1)
+        latents, actions, counts, changes = (part.to(self._device) for part in given)
+        return latents, actions, counts, changes
+
+    def _changes(self, episodes: LatentEpisodes, frames: torch.Tensor) -> torch.Tensor:
+        """Which change of each level led to ``frames`` (B,), none of them the first of its episode: (B, L) int64."""
+        change = episodes.history(frames)[:, -2:].diff(dim=1)[:, 0]
+        kinds = [torch.tensor(part, device=change.device) for part in self.tally.config.changes]
+        return torch.stack([(change[:, n, None] - part).abs().argmin(1) for n, part in enumerate(kinds)], dim=1)
+
+    def _often(self, episodes: LatentEpisodes) -> list[torch.Tensor]:
+        """How often each change of each level comes, none never (changes,)."""
+        changes = self._changes(episodes, torch.from_numpy(window_starts(episodes.lengths, 2) + 1)).to(self._device)
+        kinds = map(len, self.tally.config.changes)
+        return [F.one_hot(part, count).sum(0) + 0.5 for part, count in zip(changes.unbind(1), kinds, strict=True)]
+
+    def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """How right it is on held-out frames.
+
+        Returns:
+            Of each level: ``HEALTH_nll``, the mean negative log-likelihood of what happened, and ``HEALTH_nll_rates``,
+            that of always telling how often each change comes; ``HEALTH_expected``, the changes that are expected in
+            all as a share of those that happened, 1 is right; ``HEALTH_read``, the share of frames whose score bar is
+            read right.
+        """
+        starts = window_starts(self._held_out.lengths, self._window)
+        starts = starts[:: max(1, len(starts) // MOST_SCORED)]
+        rates = self._often(self._train)
+        told: list[list[torch.Tensor]] = [[] for _ in rates]
+        happened, right = [], []
+        for number in range(0, len(starts), 256):
+            latents, actions, counts, changes = self._windows(self._held_out, starts[number : number + 256])
+            for column, logits in zip(told, self.tally.split(self.tally(latents, actions, counts)), strict=True):
+                column.append(logits.log_softmax(1))
+            happened.append(changes)
+            if number < READ_FRAMES:
+                late = self.tally.config.late
+                right.append(self.tally.read(latents[:, -1]) == counts[:, -1 - late].to(latents))
+        figures = {}
+        for n, (name, rate) in enumerate(zip(self.tally.config.levels, rates, strict=True)):
+            likely, truth = torch.cat(told[n]), torch.cat(happened)[:, n]
+            none = self.tally.config.changes[n].index(0.0)
+            figures[f"{name}_nll"] = float(F.nll_loss(likely, truth))
+            figures[f"{name}_nll_rates"] = float(F.nll_loss((rate / rate.sum()).log().expand_as(likely), truth))
+            if (truth != none).any():
+                expected = (1 - likely[:, none].exp()).sum()
+                figures[f"{name}_expected"] = float(expected / (truth != none).sum())
+            figures[f"{name}_read"] = float(torch.cat(right)[:, n].float().mean())
+        return figures, {}

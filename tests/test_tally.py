@@ -1,0 +1,270 @@
+"""The tally: how counts are written, told, drawn and read, how it is made of a recording, and a game that counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agents.errors import CheckpointError, DataError, OptionError
+from engine.game import NeuralGame
+from gamengen.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from gamengen.denoiser import Denoiser, DenoiserConfig, seeing
+from gamengen.free_plays import FreePlays
+from gamengen.latents import LatentEpisodes, gather_steps
+from gamengen.single_stages import match, train_autoencoder, train_denoiser, train_tally
+from gamengen.tally import TELLING, Tally, TallyConfig
+from gamengen.train_tally import TallyTask, find_delay, find_levels, find_pictures
+from gamengen.training import Trainer, TrainOptions
+from recorder.recording import Recording
+
+CONFIG = TallyConfig(
+    4, 8, 2, 3, 4, ("HEALTH", "SELECTED_WEAPON_AMMO"), ((0, 100), (0, 26)), ((-8, 0, 1), (-1, 0)), features=16
+)
+LENGTHS = (150, 250)
+
+
+def a_tally(seed: int = 0, late: int = 0) -> Tally:
+    """A tally of random weights whose pictures are clear everywhere: of the digits now, and a little of changes."""
+    torch.manual_seed(seed)
+    tally = Tally(replace(CONFIG, late=late))
+    with torch.no_grad():
+        tally.pictures.normal_()
+        for first in (34, 116):
+            tally.pictures[first : first + 33] = 0
+            tally.pictures[first + 33 : first + 49] *= 0.3
+        tally.clear.fill_(1.0)
+        tally.last.weight.normal_(std=0.1)
+    return tally.eval().requires_grad_(False)
+
+
+def episodes(tally: Tally, late: int = 0) -> LatentEpisodes:
+    """Two episodes in which a shot, two frames after its key, takes a bullet; latents are pictures of the counts."""
+    generator = torch.Generator().manual_seed(1)
+    frames = sum(LENGTHS)
+    actions = (torch.rand(frames, 2, generator=generator) < 0.15).float()
+    counts = torch.zeros(frames, 2)
+    for first, length in zip((0, LENGTHS[0]), LENGTHS, strict=True):
+        health, ammo = 100.0, 26.0
+        for frame in range(first, first + length):
+            if frame >= first + 2 and actions[frame - 2, 1]:
+                ammo = 26.0 if ammo == 0 else ammo - 1
+            counts[frame] = torch.tensor([health, ammo])
+            health = 100.0 if health < 20 else health - 8 * float(torch.rand(1, generator=generator) < 0.05)
+    made = LatentEpisodes(torch.zeros(frames, 8, 3, 4), actions, LENGTHS, counts=counts)
+    shown = made.history(torch.arange(frames).sub(late).clamp(min=0))
+    return replace(made, latents=tally.picture(shown).half())
+
+
+def still(*values: float) -> torch.Tensor:
+    return torch.tensor(values).expand(1, TELLING + 1, -1).clone()
+
+
+def test_counts_are_written_as_digits_with_blanks_and_as_changes() -> None:
+    tally = Tally(CONFIG)
+    counts = still(100, 7)
+    counts[0, -2:, 0] = 92  # a hit a frame ago
+    facts = tally.facts(counts)[0]
+    assert len(facts) == CONFIG.facts
+    health, before = facts[1:34].view(3, 11), facts[34:67].view(3, 11)
+    assert health.argmax(1).tolist() == [10, 9, 2]
+    assert before.argmax(1).tolist() == [10, 9, 2]
+    fell, rose, fell_by, rose_by = facts[67:83].view(4, TELLING)
+    assert fell.tolist() == [0, 1, 0, 0]
+    assert fell_by.tolist() == pytest.approx([0, 0.2, 0, 0])
+    assert not rose.any()
+    assert not rose_by.any()
+    assert facts[83:116].view(3, 11).argmax(1).tolist() == [10, 10, 7]
+    assert tally.facts(still(0, 0))[0, 1:34].view(3, 11).argmax(1).tolist() == [10, 10, 0]
+
+
+def test_changes_are_drawn_as_often_as_they_are_likely_and_stay_within_the_range() -> None:
+    tally = Tally(CONFIG)
+    with torch.no_grad():
+        tally.last.bias.copy_(torch.tensor([0.2, 0.7, 0.1, 0.5, 0.5]).log())
+    many = 4000
+    counts = still(50, 5).expand(many, -1, -1)
+    latents, actions = torch.zeros(many, 4, 8, 3, 4), torch.zeros(many, 4, 2)
+    draws = torch.rand(many, 2, generator=torch.Generator().manual_seed(0))
+    drawn = tally.advance(latents, actions, counts, draws)
+    assert torch.equal(drawn[:, :-1], counts[:, 1:])
+    for value, share in ((42, 0.2), (50, 0.7), (51, 0.1)):
+        assert (drawn[:, -1, 0] == value).float().mean().item() == pytest.approx(share, abs=0.03)
+    assert tally.advance(latents, actions, counts, None)[:, -1, 0].unique().tolist() == [50], "the likeliest"
+    low = tally.advance(latents[:1], actions[:1], still(3, 0), torch.zeros(1, 2))
+    assert low[0, -1].tolist() == [0, 0]
+    assert tally.advance(latents[:1], actions[:1], still(100, 26), torch.ones(1, 2))[0, -1].tolist() == [100, 26]
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_what_a_score_bar_shows_is_read_and_a_late_one_is_told(late: int) -> None:
+    tally = a_tally(late=late)
+    played = episodes(tally, late)
+    frames = torch.arange(60, 140)
+    shown = played.history(frames - late)[:, -1]
+    settled = (played.counts[frames - 4] == shown).all(1)  # type: ignore[index]  # nothing in it is of a change
+    assert settled.sum() > 10
+    assert torch.equal(tally.read(played.latents[frames].float())[settled], shown[settled])
+    past = torch.stack([played.latents[frame - 3 : frame + 1].float() for frame in frames])
+    counts = tally.settle(past, torch.zeros(len(frames), 4, 2))
+    assert counts.shape == (len(frames), TELLING + 1, 2)
+    told = counts[:, -1 - late]
+    assert torch.equal(told[settled], shown[settled])
+
+
+def test_a_history_begins_with_its_episode() -> None:
+    played = episodes(a_tally())
+    assert played.counts is not None
+    history = played.history(torch.tensor([150, 152, 10]))
+    assert torch.equal(history[0], played.counts[150].expand(TELLING + 1, -1))
+    assert torch.equal(history[1], played.counts[[150, 150, 150, 151, 152]])
+    assert torch.equal(history[2], played.counts[6:11])
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_pictures_and_the_delay_are_found(late: int) -> None:
+    truth = a_tally()
+    played = episodes(truth, late)
+    played.latents[:, :, 0] = torch.randn(sum(LENGTHS), 8, 4, generator=torch.Generator().manual_seed(2)).half()
+    tally = Tally(CONFIG)
+    find_pictures(tally, played)
+    assert not tally.clear[0].any(), "what no count explains"
+    assert tally.clear[1:].all()
+    assert find_delay(tally, played) == late
+    guess = tally.picture(played.history(torch.arange(sum(LENGTHS))))[:, :, 1:]
+    assert (guess - played.latents[:, :, 1:].float()).square().mean() < 0.2 * played.latents[:, :, 1:].float().var()
+
+
+def test_it_learns_what_is_certain_and_how_often_what_is_not(tmp_path: Path) -> None:
+    tally = a_tally()
+    parts = [episodes(tally) for _ in range(2)]
+    task = TallyTask(tally.requires_grad_(True), *parts, 0, batch=64)
+    figures = Trainer(task, TrainOptions(steps=400, adam_lr=3e-3, ema=0.98), tmp_path).run()
+    assert figures["SELECTED_WEAPON_AMMO_nll"] < 0.25 * figures["SELECTED_WEAPON_AMMO_nll_rates"]
+    assert figures["SELECTED_WEAPON_AMMO_expected"] == pytest.approx(1, abs=0.15)
+    assert figures["HEALTH_expected"] == pytest.approx(1, abs=0.5)
+    assert figures["HEALTH_read"] > 0.7
+
+
+def test_contexts_of_training_and_of_free_plays_begin_with_what_is_told() -> None:
+    tally = a_tally()
+    played = replace(episodes(tally), tally=tally)
+    starts = np.array([3, 160])
+    context, _, _ = gather_steps(played, starts, 4)
+    assert context.shape == (2, 5, 8, 3, 4)
+    told = tally.picture(played.history(torch.from_numpy(starts) + 4))
+    assert torch.equal(context[:, 0], told)
+    assert torch.equal(context[:, 1:], torch.stack([played.latents[n : n + 4].float() for n in starts]))
+    plays = FreePlays(played, 3, 4)
+    given, _, following = plays.windows(np.random.default_rng(0))
+    assert given.shape == (3, 5, 8, 3, 4)
+    torch.testing.assert_close(given[:, 0], following, atol=0.01, rtol=0.01)  # here a frame is what it is told
+    plays.advance(lambda context, actions: context[:, 0])
+    torch.testing.assert_close(plays.newest()[1], following, atol=0.01, rtol=0.01)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_denoiser_that_is_told_begins_as_the_one_before_and_may_unlearn_it(moved: bool) -> None:
+    torch.manual_seed(0)
+    config = DenoiserConfig(context=4, channels=8, actions=2, widths=(16, 24), embedding=32, moved=moved)
+    source = Denoiser(config)
+    with torch.no_grad():
+        source.last.weight.normal_(std=0.1)
+    model = seeing(source, moved=moved, told=True)
+    past, told = torch.randn(2, config.latents, 8, 3, 5), torch.randn(2, 1, 8, 3, 5)
+    rest = torch.rand(2, 4, 2), torch.zeros(2)
+    noisy, sigma = torch.randn(2, 8, 3, 5), torch.ones(2)
+    before = source(noisy, sigma, past, *rest)
+    torch.testing.assert_close(model(noisy, sigma, torch.cat([told, past], 1), *rest), before)
+    assert model.config.newest == 4
+    again = seeing(model, moved=moved, told=False)
+    torch.testing.assert_close(again(noisy, sigma, past, *rest), before)
+    assert seeing(source, moved=moved, told=False) is not source
+
+
+def test_a_game_tells_what_its_score_bar_counts(made_up: Callable[..., Checkpoint]) -> None:
+    checkpoint = made_up(tally=True)
+    assert checkpoint.tally is not None
+    with torch.no_grad():
+        checkpoint.tally.last.weight.zero_()
+        checkpoint.tally.last.bias.copy_(torch.tensor([0.0, 0, 40, 0, 0, 40]))  # nothing changes
+    game = NeuralGame(checkpoint, "cpu", dtype="float32")
+    game.step([0, 0])
+    before = game.save().tally
+    with torch.no_grad():
+        game._teller.last.bias.copy_(torch.tensor([40.0, 0, 0, 0, 40, 0]))  # type: ignore[union-attr]
+    frame = game.step([0, 0])
+    after = game.save().tally
+    assert after[0, -1].tolist() == [max(0, before[0, -1, 0] - 8), max(0, before[0, -1, 1] - 1)]
+    game.load(replace(game.save(), tally=before))
+    assert torch.equal(game.save().tally, before)
+    assert frame.any()
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"levels": ()}, "needs levels"),
+        ({"ranges": ((0, 100),)}, "a range and changes"),
+        ({"ranges": ((0, 1000), (0, 26))}, "0 to 999"),
+        ({"changes": ((-8, 1), (-1, 0))}, "by 0 too"),
+        ({"late": 2}, "a frame late"),
+        ({"height": 0}, "at least 1"),
+    ],
+)
+def test_impossible_tallies(values: dict[str, Any], match: str) -> None:
+    with pytest.raises(OptionError, match=match):
+        TallyConfig(**{**asdict(CONFIG), **values})
+
+
+def test_a_checkpoint_keeps_it_and_does_without_no_more(made_up: Callable[..., Checkpoint], tmp_path: Path) -> None:
+    checkpoint = made_up(tally=True)
+    save_checkpoint(checkpoint, tmp_path / "made", "card")
+    loaded = load_checkpoint(tmp_path / "made")
+    assert loaded.config.tally == checkpoint.config.tally
+    assert loaded.tally is not None
+    assert checkpoint.tally is not None
+    torch.testing.assert_close(loaded.tally.pictures, checkpoint.tally.pictures, atol=0.05, rtol=0)
+    path = tmp_path / "made" / "config.json"
+    config = json.loads(path.read_text())
+    for wrong in (None, {**config["tally"], "height": 2}, {**config["tally"], "levels": ["HEALTH"]}):
+        path.write_text(json.dumps({**config, "tally": wrong}))
+        with pytest.raises(CheckpointError, match="tally"):
+            load_checkpoint(tmp_path / "made")
+
+
+def test_stages_by_hand(basic_recording: Path, tmp_path: Path) -> None:
+    """A checkpoint that is not told the score, then a tally, a denoiser and a student that are."""
+    data, few = basic_recording, TrainOptions(steps=2)
+    levels = find_levels(Recording.open(data))
+    assert set(levels) == {"SELECTED_WEAPON_AMMO"}
+    assert levels["SELECTED_WEAPON_AMMO"][1] == (-1.0, 0.0)
+    train_autoencoder(data, tmp_path / "first", "tiny", None, few, "cpu")
+    train_denoiser(data, tmp_path / "first", tmp_path / "untold", "tiny", None, few, "cpu")
+    untold, work = str(tmp_path / "untold"), tmp_path / "work"
+    assert not load_checkpoint(untold).config.denoiser.told
+    figures = train_tally(data, work, "tiny", untold, few, "cpu")
+    assert {"SELECTED_WEAPON_AMMO_nll", "SELECTED_WEAPON_AMMO_read"} <= set(figures)
+    assert train_tally(data, work, "tiny", untold, few, "cpu") == figures, "done already"
+    train_denoiser(data, work, tmp_path / "told", "tiny", untold, few, "cpu", faithful=True)
+    told = load_checkpoint(tmp_path / "told")
+    assert told.config.denoiser.told
+    assert told.config.training["minutes"].keys() == {"tally", "denoiser"}
+    match(data, work, tmp_path / "matched", untold, few, 0.0, "cpu")
+    matched = load_checkpoint(tmp_path / "matched")
+    assert matched.tally is not None, "the student is told, as its teacher is"
+    game = NeuralGame(matched, "cpu")
+    assert game.step([0] * game.action_set.size).any()
+
+
+def test_a_game_without_a_score_bar(make_recording: Callable[..., Recording], tmp_path: Path) -> None:
+    make_recording(tmp_path / "data", (40, 40, 40))
+    train_autoencoder(tmp_path / "data", tmp_path / "work", "tiny", None, TrainOptions(steps=1), "cpu")
+    with pytest.raises(DataError, match=r"nothing in it is counted .* leave this stage out"):
+        train_tally(tmp_path / "data", tmp_path / "work", "tiny", None, TrainOptions(steps=1), "cpu")
