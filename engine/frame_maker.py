@@ -12,13 +12,14 @@ from gamengen.denoiser import Denoiser
 from gamengen.diffusion import SamplerConfig, sample_next
 from gamengen.flow import Mover
 from gamengen.outcome import OutcomeHead
+from gamengen.tally import Tally
 
 MODES = ("auto", "eager", "compiled", "graph")
 GRAPH_WARMUPS = 3  # before a capture, as PyTorch asks for
 
-# Latents (B, K, C, h, w), actions (B, K, A), screen (B, H, W, 3) uint8, flow by which it came (B, 2, 2 h, 2 w), noise
-# -> latent, frames, logits of the outcome, flow.
-Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+# Latents (B, K, C, h, w), actions (B, K, A), screen (B, H, W, 3) uint8, flow by which it came (B, 2, 2 h, 2 w), counts
+# of the frame to come (B, frames, L), noise -> latent, frames, logits of the outcome, flow.
+Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]
 
 
@@ -33,6 +34,7 @@ class FrameMaker:
             (torch.compile, which takes a minute at the first frame of each number of steps; on CUDA captured as a
             graph too), or ``auto``: graph on CUDA where the capture succeeds, else eager.
         mover: moves the last frame; None where the model does not see that.
+        tally: tells what the score bar shows; None where the model is not told.
 
     Raises:
         OptionError: the mode is unknown or not possible on this device.
@@ -45,6 +47,7 @@ class FrameMaker:
         head: OutcomeHead | None,
         mode: str,
         mover: Mover | None = None,
+        tally: Tally | None = None,
     ) -> None:
         if mode not in MODES:
             raise OptionError("unknown mode", mode, f"use one of {', '.join(MODES)}")
@@ -53,6 +56,7 @@ class FrameMaker:
             what = f"a CUDA graph needs a CUDA device, and this is {self._device}"
             raise OptionError(what, "--mode graph", "use --mode eager or --mode compiled")
         self._autoencoder, self._denoiser, self._head, self._mover = autoencoder, denoiser, head, mover
+        self._tally = tally
         self._may_fall_back = mode == "auto"
         self.mode = ("graph" if self._device.type == "cuda" else "eager") if mode == "auto" else mode
         self._ready: dict[tuple[SamplerConfig, torch.Size], Callable[..., Outputs]] = {}
@@ -72,7 +76,7 @@ class FrameMaker:
 
     def _prepare(self, inputs: Inputs, sampler: SamplerConfig) -> Callable[..., Outputs]:
         def make(*given: torch.Tensor) -> Outputs:
-            return self._make(given[0], given[1], given[2], given[3], given[4], sampler)
+            return self._make(given[0], given[1], given[2], given[3], given[4], given[5], sampler)
 
         if self.mode == "compiled":
             compiled = _compile(make, inputs)
@@ -91,10 +95,17 @@ class FrameMaker:
         return self._make(*inputs, sampler)
 
     def look(
-        self, latents: torch.Tensor, actions: torch.Tensor, screen: torch.Tensor, flow: torch.Tensor
+        self,
+        latents: torch.Tensor,
+        actions: torch.Tensor,
+        screen: torch.Tensor,
+        flow: torch.Tensor,
+        counts: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the denoiser is given: the past latents, and that of the screen moved; and the flow by which it is."""
-        return (latents, flow) if self._mover is None else self._mover(latents, actions, screen, flow)
+        """What the denoiser is given: past latents, that of the screen moved, the score; and the flow of the former."""
+        if self._mover is not None:
+            latents, flow = self._mover(latents, actions, screen, flow)
+        return latents if self._tally is None else self._tally.tell(latents, counts), flow
 
     def _make(
         self,
@@ -102,11 +113,12 @@ class FrameMaker:
         actions: torch.Tensor,
         screen: torch.Tensor,
         flow: torch.Tensor,
+        counts: torch.Tensor,
         noise: torch.Tensor,
         sampler: SamplerConfig,
         each: tuple[int, ...] | None = None,
     ) -> Outputs:
-        context, flow = self.look(latents, actions, screen, flow)
+        context, flow = self.look(latents, actions, screen, flow, counts)
         latent = sample_next(self._denoiser, context, actions, noise, sampler, each)
         frames = self._autoencoder.decode_frames(latent, Before(latents[:, -1], screen, actions, flow))
         logits = self._head(latents[:, -1], latent, actions[:, -1]) if self._head is not None else None

@@ -116,7 +116,7 @@ class NeuralGame:
                 if network is not None:
                     pack(network)
         mover = Mover(self._flow_network, self._autoencoder) if self._flow_network is not None else None
-        self._maker = FrameMaker(self._autoencoder, self._denoiser, self._head, mode, mover)
+        self._maker = FrameMaker(self._autoencoder, self._denoiser, self._head, mode, mover, self._teller)
         self._spawns = loaded.spawns
         self.reseed(seed)
         self.frame = np.zeros((self.height, self.width, 3), np.uint8)
@@ -312,8 +312,8 @@ class NeuralGame:
         if held.shape != ((self.action_set.size,) if self.batch == 1 else (self.batch, self.action_set.size)):
             raise ActionError(f"one action for each of {self.batch} games is needed", held.shape, "give (B, A) values")
         self._actions[:, -1] = torch.from_numpy(held).to(self.device, self.dtype)
-        context, self._tally = self._tell()
-        inputs = (context, self._actions, self._screen, self._flow, self.draw_noise())
+        self._tally = self._count_on()
+        inputs = (self._latents, self._actions, self._screen, self._flow, self._tally, self.draw_noise())
         latent, frames, logits, self._flow = self._maker(
             inputs, self._sampler, tuple(self._each) if self._each else None
         )
@@ -334,7 +334,7 @@ class NeuralGame:
     @torch.inference_mode()
     def sample_now(self) -> torch.Tensor:
         """The next latent, without going there: what :meth:`step` does before decoding, for measuring."""
-        context = self._maker.look(self._tell()[0], self._actions, self._screen, self._flow)[0]
+        context = self._maker.look(self._latents, self._actions, self._screen, self._flow, self._count_on())[0]
         return sample_next(self._denoiser, context, self._actions, self.draw_noise(), self._sampler)
 
     @torch.inference_mode()
@@ -346,7 +346,8 @@ class NeuralGame:
     @torch.inference_mode()
     def make_now(self, noise: torch.Tensor) -> None:
         """Compute the next frame on the device, without going there, for counting what that takes."""
-        self._maker.make((self._tell()[0], self._actions, self._screen, self._flow, noise), self._sampler)
+        counts = self._count_on()
+        self._maker.make((self._latents, self._actions, self._screen, self._flow, counts, noise), self._sampler)
 
     def copy_now(self) -> np.ndarray:
         """The frame on screen, copied to the host once more, for measuring."""
@@ -399,18 +400,16 @@ class NeuralGame:
             return torch.zeros(len(latents), 1, 0, device=self.device)
         return self._teller.settle(latents, actions)
 
-    def _tell(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The context of the next frame, told its score where the model counts; and that score."""
+    def _count_on(self) -> torch.Tensor:
+        """What the score bar of the next frame counts, as :attr:`GameState.tally`."""
         if self._teller is None:
-            return self._latents, self._tally
+            return self._tally
         keys = zip(self._seeds, self._counts, strict=True)
         levels = len(self._teller.config.levels)
         draws = np.stack([np.random.default_rng([*key, TALLY_DRAWS]).random(levels, np.float32) for key in keys])
-        tally = self._teller.advance(
+        return self._teller.advance(
             self._latents, self._actions, self._tally, torch.from_numpy(draws).to(self.device)
         )  # fmt: skip
-        told = self._teller.picture(tally)[:, None].to(self._latents)
-        return torch.cat([told, self._latents], dim=1), tally
 
     def draw_noise(self) -> torch.Tensor:
         """Standard normal noise of the next frame (1, B, C, h, w), or (2, ...) where the context is noised."""

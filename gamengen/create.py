@@ -36,6 +36,7 @@ from gamengen.stages import (
     fit_flow,
     fit_outcome,
     fit_perceptual,
+    fit_recount,
     fit_student,
     fit_tally,
     load_mover,
@@ -43,6 +44,7 @@ from gamengen.stages import (
 from gamengen.train_outcome import Player
 from gamengen.train_perceptual import RATES as PERCEPTUAL_RATES
 from gamengen.train_student import STUDENT_RATES, STUDENT_STEPS
+from gamengen.train_tally import RECOUNT_RATE
 from gamengen.training import TrainOptions
 from gamengen.work_folder import Stage
 from recorder.record import MAX_EPISODE_FRAMES, RecordOptions, record_episodes
@@ -58,7 +60,7 @@ ENCODED_PER_SECOND = {"cpu": 110, "cuda": 5_000}
 RECORDING_SHARE = 0.3  # of the budget, at most
 EVALUATION_SHARE = 0.05
 PERCEPTUAL_SHARE = 0.2  # of the training, taken from the denoiser's
-TALLY_SHARE = 0.02  # of the training, where a score bar counts
+TALLY_SHARE = 0.02  # of the training, twice, where a score bar counts
 PLAYED_FRAMES = 64  # of each free play that the evaluation at the end measures
 
 
@@ -218,8 +220,11 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     if plan.decoder_minutes > 0:
         refining = TrainOptions(minutes=plan.decoder_minutes, muon_lr=0.01, adam_lr=5e-4, seed=options.seed)
         autoencoder = work.timed("decoder", lambda: fit_decoder(stage, plain, denoiser, latents, refining))
-    telling = TrainOptions(minutes=plan.outcome_minutes, adam_lr=1e-3, seed=options.seed)
     player = Player(denoiser, sampler, load_mover(stage, plain))
+    if tally is not None:
+        counting, first = TrainOptions(minutes=plan.tally_minutes, adam_lr=RECOUNT_RATE, seed=options.seed), tally
+        tally = work.timed("recount", lambda: fit_recount(stage, first, latents, player, counting))
+    telling = TrainOptions(minutes=plan.outcome_minutes, adam_lr=1e-3, seed=options.seed)
     outcome = work.timed("outcome", lambda: fit_outcome(stage, plain, latents, telling, player))
     windows, rollouts = (64, 4) if minutes < 10 else (256, 16)
     scope = EvaluateOptions(windows, rollouts, PLAYED_FRAMES, QUICK, options.seed)
@@ -255,7 +260,7 @@ def make_plan(options: CreateOptions, device: str, init: Checkpoint | None) -> P
     if options.flow_minutes > 0:
         encode *= 3  # flows are measured between frames, and moved frames encoded too
     training = max(total - record - encode - evaluate - 60 * options.flow_minutes, 0.3 * total) / 60
-    shares = [0.2, 0.5, 0.1, 0.15, 0.03] if init is not None else [0.27, 0.43, 0.1, 0.15, 0.03]
+    shares = [0.2, 0.48, 0.1, 0.15, 0.03] if init is not None else [0.27, 0.41, 0.1, 0.15, 0.03]
     alone = init is not None and init.config.spec == options.spec and init.autoencoder.compensation is None
     if alone and options.flow_minutes == 0:
         shares[1], shares[3] = shares[1] + shares[3], 0.0

@@ -83,6 +83,15 @@ class FreePlays:
             actions = gather_windows(self._episodes, self._first.numpy(), self._context)[1]
             self._moved, self._flows = move_decoded(self._mover, self._latents, actions, self._flows)
 
+    def past(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the next step of each play follows from, where none has ended.
+
+        Returns:
+            Latents (N, K, C, h, w) and actions (N, K, A), and the number of the recorded frame (N,) in its place.
+        """
+        actions = gather_windows(self._episodes, self._first.numpy(), self._context)[1]
+        return self._latents, actions.to(self._latents.device), self._first + self._context
+
     def newest(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The last step of each play.
 

@@ -68,11 +68,11 @@ class LatentEpisodes:
         return self.counts[index.to(self.counts.device)]
 
     def tell(self, frames: torch.Tensor, past: torch.Tensor) -> torch.Tensor:
-        """``past`` (B, K, C, h, w), with what the score bar of ``frames`` (B,) shows before it, where that is told."""
+        """``past`` (B, K, C, h, w), told what the score bar of ``frames`` (B,) shows, where a tally tells it."""
         if self.tally is None:
             return past
-        counts = self.history(frames).to(self.tally.pictures.device)
-        return torch.cat([self.tally.picture(counts)[:, None].to(past), past], dim=1)
+        device = self.tally.pictures.device
+        return self.tally.tell(past.to(device), self.history(frames).to(device))
 
 
 def weights_hash(model: nn.Module) -> str:

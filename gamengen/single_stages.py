@@ -30,6 +30,7 @@ from gamengen.stages import (
     fit_matched,
     fit_outcome,
     fit_perceptual,
+    fit_recount,
     fit_student,
     fit_tally,
     load_autoencoder,
@@ -37,12 +38,14 @@ from gamengen.stages import (
     load_flow,
     load_outcome,
     load_player,
+    load_recount,
     load_student,
     load_tally,
 )
 from gamengen.tally import Tally
 from gamengen.train_outcome import LEVELS, Player
 from gamengen.train_student import STUDENT_STEPS
+from gamengen.train_tally import RECOUNT_RATE
 from gamengen.training import TrainOptions
 from gamengen.work_folder import STAGES, Stage
 from recorder.recording import Recording
@@ -187,6 +190,10 @@ def _write_student(
     assert stage.init is not None
     autoencoder, outcome = place(stage.init.autoencoder, stage.device), stage.init.outcome
     sampler = SamplerConfig(STUDENT_STEPS)
+    if outcome_minutes and tally is not None:
+        counting = TrainOptions(minutes=outcome_minutes / 2, adam_lr=RECOUNT_RATE, seed=stage.seed)
+        tally = fit_recount(stage, tally, latents, Player(denoiser, sampler), counting)
+        names = (*names, "recount")
     if outcome_minutes:
         telling = TrainOptions(minutes=outcome_minutes, adam_lr=1e-3, seed=stage.seed)
         outcome = fit_outcome(stage, autoencoder, latents, telling, Player(denoiser, sampler))
@@ -207,7 +214,8 @@ def train_decoder(
     sampler = SamplerConfig() if student is None else SamplerConfig(STUDENT_STEPS)
     autoencoder = fit_decoder(stage, plain, played, latents, options)
     outcome = load_outcome(stage, plain, latents)
-    networks = Networks(autoencoder, played, sampler, outcome, load_flow(stage), load_tally(stage, plain))
+    tally = load_recount(stage, load_tally(stage, plain), played)
+    networks = Networks(autoencoder, played, sampler, outcome, load_flow(stage), tally)
     return _write_stage(stage, networks, latents, out, STAGES)
 
 

@@ -112,12 +112,15 @@ def load_denoiser(stage: Stage) -> Denoiser:
 def load_student(stage: Stage, denoiser: Denoiser) -> Denoiser | None:
     """The student of ``denoiser`` that earlier stages left in the work folder, or None.
 
-    Where it was trained on there by what is seen, it is that one. What ``gamengen train perceptual`` made of a
-    checkpoint's student is not: it has no denoiser there.
+    Where one was trained on to match ``denoiser``, it is that one; else where it was trained on by what is seen, that
+    one. What ``gamengen train perceptual`` made of a checkpoint's student is not: it has no denoiser there.
 
     Raises:
         CheckpointError: it is another denoiser's.
     """
+    matched = stage.work / "matched"
+    if (matched / "final.safetensors").is_file() and was_made_for(matched, "teacher", denoiser):
+        return _load_stage(_fresh_denoiser(stage), stage, "matched")
     if not (stage.work / "student" / "final.safetensors").is_file():
         return None
     check_made_for(stage.work / "student", "denoiser", denoiser)
@@ -267,6 +270,31 @@ def _read_tally(path: Path) -> Tally:
         return Tally(TallyConfig(**values))
     except (OSError, ValueError, TypeError, AttributeError, OptionError) as error:
         raise CheckpointError(f"cannot use it ({error})", path, "delete this folder to train it anew") from error
+
+
+def fit_recount(
+    stage: Stage,
+    tally: Tally,
+    latents: tuple[LatentEpisodes, LatentEpisodes],
+    player: Player,
+    options: TrainOptions,
+) -> Tally:
+    """``tally`` trained on in free plays of ``player``, its pictures as they were; or loaded where that is done."""
+    model, folder = place(copy.deepcopy(tally), stage.device).requires_grad_(True), stage.work / "recount"
+    check_made_for(folder, "denoiser", player.denoiser)
+    if not load_finished(model, folder, options):
+        task = TallyTask(model, *latents, stage.seed + 9, stage.batch("tally"), player)
+        Trainer(task, options, folder).run()
+    return model.eval().requires_grad_(False)
+
+
+def load_recount(stage: Stage, tally: Tally | None, denoiser: Denoiser) -> Tally | None:
+    """``tally`` as an earlier stage trained it on in free plays of ``denoiser``, where one did."""
+    folder = stage.work / "recount"
+    made = (folder / "final.safetensors").is_file() and was_made_for(folder, "denoiser", denoiser)
+    if tally is None or not made:
+        return tally
+    return _load_stage(copy.deepcopy(tally), stage, "recount")
 
 
 def load_tally(stage: Stage, autoencoder: Autoencoder) -> Tally | None:

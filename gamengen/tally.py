@@ -25,6 +25,7 @@ TELLING = 4  # newest changes that a frame shows
 LARGE = 40.0  # a change that counts fully; a larger one counts no more
 SEEN = 3  # newest latents from which a change is told
 DROPOUT = 0.3
+SHARP = 50.0  # one over the squared error of a picture that is as good as a frame; latents have an RMS of 1
 ROUNDS = 2  # of reading each count while the others stay
 
 
@@ -121,6 +122,22 @@ class Tally(nn.Module):
         """The mean latent of frames with such counts (B, TELLING + 1, L), (B, C, h, w) float32."""
         with torch.autocast(counts.device.type, enabled=False):
             return (self.facts(counts) @ self.pictures.flatten(1)).unflatten(1, self.pictures.shape[1:])
+
+    def tell(self, past: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """The context of a frame with such counts.
+
+        Args:
+            past: latents (B, K, C, h, w), oldest first; after them the last frame moved, where the denoiser sees it.
+            counts: of the frame to come (B, TELLING + 1, L).
+
+        Returns:
+            The same with one latent more, the picture of the counts, which comes first. Where that is as good as a
+            frame, in the score bar, it takes the newest latent's place too: what is copied from there is right.
+        """
+        picture = self.picture(counts).to(past)
+        newest = self.config.context - 1
+        shown = torch.where(self.clear > SHARP, picture, past[:, newest])
+        return torch.cat([picture[:, None], past[:, :newest], shown[:, None], past[:, newest + 1 :]], dim=1)
 
     def forward(
         self,

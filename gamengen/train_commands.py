@@ -59,7 +59,7 @@ class _Student(_Budget):
     out: Path
     """Folder of the checkpoint."""
     outcome_minutes: float = 0.0
-    """Then train an outcome head anew for so long, on what the student now shows."""
+    """Then train an outcome head anew for so long, on what the student now shows; and a tally on, for half as long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +229,7 @@ class TrainDecoder(_FromCheckpoint):
     """Train the decoder on, with the frame before in view, and write a checkpoint. Run again, it goes on.
 
     The work folder holds what gamengen train autoencoder and gamengen train denoiser made there; if gamengen train
-    distill has made a student there, the decoder is trained for that.
+    distill or gamengen train match has made a student there, the decoder is trained for that.
 
     Example: gamengen train decoder --data data/center --work runs/center --minutes 20 --out center
     """

@@ -1,4 +1,9 @@
-"""Making a tally of a recording: its pictures, found at once, and the network that tells what changes."""
+"""Making a tally of a recording: its pictures, found at once, and the network that tells what changes.
+
+What that network sees in play are the model's own frames, whose monsters look a little less like those that strike. So
+once there is a student, it learns on from short free plays too: what changes in the recorded frames in their places
+should be as likely there.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +18,11 @@ from torch.nn import functional as F
 
 from agents.errors import DataError
 from gamengen.devices import place
+from gamengen.free_plays import FreePlays
 from gamengen.latents import LatentEpisodes, gather_windows, window_starts
 from gamengen.processes import check_batch, share
 from gamengen.tally import DIGITS, Tally, TallyConfig
-from gamengen.train_outcome import LEVELS
+from gamengen.train_outcome import LEVELS, Player
 from gamengen.training import Task, step_generator
 from recorder.episodes import read_results
 from recorder.recording import Recording, split_held_out
@@ -29,6 +35,10 @@ LATENT_NOISE = 0.3  # at most: generated latents are not as clean as encoded one
 CHUNK = 2048
 READ_FRAMES = 512
 MOST_SCORED = 8192
+RECOUNT_RATE = 3e-4  # learning rate of a trained tally
+PLAYS = 16  # free plays, beside a batch of recorded frames
+LONGEST_PLAY = 32  # frames
+MOST_PLAYED = 4096  # steps of held-out plays that are scored
 
 
 def with_counts(
@@ -144,12 +154,19 @@ class TallyTask(Task):
         train: latents with counts; so ``held_out``.
         seed: of what is drawn.
         batch: frames a step.
+        player: makes free plays, from whose frames a trained tally learns on; None begins a new one, without.
     """
 
     name = "tally"
 
     def __init__(
-        self, model: Tally, train: LatentEpisodes, held_out: LatentEpisodes, seed: int, batch: int = 128
+        self,
+        model: Tally,
+        train: LatentEpisodes,
+        held_out: LatentEpisodes,
+        seed: int,
+        batch: int = 128,
+        player: Player | None = None,
     ) -> None:
         self._device = next(model.parameters()).device
         self.model: nn.Module = place(model, self._device)
@@ -158,13 +175,30 @@ class TallyTask(Task):
         check_batch(batch)
         self._window = model.config.context + 1
         self._starts = window_starts(train.lengths, self._window)
-        with torch.no_grad():
-            model.last.bias.copy_(torch.cat(self._often(train)).log())
+        self._player, self._plays = player, self._begin_plays(player, train)
+        if player is None:
+            with torch.no_grad():
+                model.last.bias.copy_(torch.cat(self._often(train)).log())
+
+    def _begin_plays(self, player: Player | None, episodes: LatentEpisodes) -> FreePlays | None:
+        if player is None:
+            return None
+        return FreePlays(episodes.to(self._device), PLAYS, self._window - 1, LONGEST_PLAY, player.mover)
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
         """Cross-entropy of the changes, on frames drawn evenly, so that probabilities mean what they say."""
         generator = step_generator(self._seed, step, self._device)
-        latents, actions, counts, changes = self.draw(step)
+        loss = self._cost(self.draw(step), generator)
+        if self._plays is not None and self._player is not None:
+            self._plays.windows(np.random.default_rng([self._seed, step, 1]))  # another begins where one has ended
+            loss = loss + self._cost(self._played(self._plays, self._train), generator)
+            self._player.advance(self._plays, generator)
+        return loss
+
+    def _cost(
+        self, windows: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], generator: torch.Generator
+    ) -> torch.Tensor:
+        latents, actions, counts, changes = windows
         level = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, 1, generator=generator, device=self._device)
         noise = torch.randn(latents.shape, generator=generator, device=self._device)
         kept = [share(part) for part in self.tally.draw_dropout(len(latents), generator)]
@@ -172,6 +206,14 @@ class TallyTask(Task):
         logits = self.tally.split(self.tally(*given, (kept[0], kept[1])))
         wanted = share(changes)
         return torch.stack([F.cross_entropy(part, wanted[:, n]) for n, part in enumerate(logits)]).sum()
+
+    def _played(
+        self, plays: FreePlays, episodes: LatentEpisodes
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As :meth:`draw`, of free plays: what changes in the recorded frames in their places."""
+        latents, actions, frames = plays.past()
+        counts, changes = episodes.history(frames - 1), self._changes(episodes, frames)
+        return latents, actions, counts.to(self._device), changes.to(self._device)
 
     def draw(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Past latents (B, K, C, h, w) and actions, counts, and the changes (B, L) that come, by their numbers."""
@@ -200,6 +242,15 @@ class TallyTask(Task):
         kinds = map(len, self.tally.config.changes)
         return [F.one_hot(part, count).sum(0) + 0.5 for part, count in zip(changes.unbind(1), kinds, strict=True)]
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """The free plays that go on from step to step."""
+        return self._plays.state() if self._plays is not None else {}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on with the plays of :meth:`state`."""
+        if self._plays is not None and state:
+            self._plays.load_state(state)
+
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """How right it is on held-out frames.
 
@@ -207,7 +258,8 @@ class TallyTask(Task):
             Of each level: ``HEALTH_nll``, the mean negative log-likelihood of what happened, and ``HEALTH_nll_rates``,
             that of always telling how often each change comes; ``HEALTH_expected``, the changes that are expected in
             all as a share of those that happened, 1 is right; ``HEALTH_read``, the share of frames whose score bar is
-            read right.
+            read right; with a player ``HEALTH_played_expected``, as the other, in free plays, as a share of those that
+            happened in the recorded frames in their places.
         """
         starts = window_starts(self._held_out.lengths, self._window)
         starts = starts[:: max(1, len(starts) // MOST_SCORED)]
@@ -232,4 +284,21 @@ class TallyTask(Task):
                 expected = (1 - likely[:, none].exp()).sum()
                 figures[f"{name}_expected"] = float(expected / (truth != none).sum())
             figures[f"{name}_read"] = float(torch.cat(right)[:, n].float().mean())
-        return figures, {}
+        return figures | self._score_plays(), {}
+
+    def _score_plays(self) -> dict[str, float]:
+        plays = self._begin_plays(self._player, self._held_out)
+        if plays is None or self._player is None:
+            return {}
+        rng, generator = np.random.default_rng(self._seed), step_generator(self._seed, 0, self._device)
+        expected, happened = (torch.zeros(len(self.tally.config.levels)) for _ in range(2))
+        for _ in range(max(1, min(MOST_PLAYED, len(self._starts)) // PLAYS)):
+            plays.windows(rng)
+            *given, changes = self._played(plays, self._held_out)
+            for n, logits in enumerate(self.tally.split(self.tally(*given))):
+                none = self.tally.config.changes[n].index(0.0)
+                expected[n] += (1 - logits.softmax(1)[:, none]).sum().cpu()
+                happened[n] += (changes[:, n] != none).sum().cpu()
+            self._player.advance(plays, generator, together=False)  # the first process alone evaluates
+        shares = zip(self.tally.config.levels, expected, happened, strict=True)
+        return {f"{name}_played_expected": float(told / real) for name, told, real in shares if real}

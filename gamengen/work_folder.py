@@ -28,7 +28,18 @@ BATCH = {
     "outcome": 128,
 }
 BEGUN = "begun.json"  # what a denoiser's training started from
-STAGES = ("autoencoder", "flow", "tally", "denoiser", "student", "perceptual", "decoder", "outcome")
+STAGES = (
+    "autoencoder",
+    "flow",
+    "tally",
+    "denoiser",
+    "student",
+    "perceptual",
+    "matched",
+    "decoder",
+    "recount",
+    "outcome",
+)
 CUDA_BATCH_FACTOR = 8  # a GPU is only busy with many samples at once
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -16,10 +17,12 @@ from agents.errors import CheckpointError, DataError, OptionError
 from engine.game import NeuralGame
 from gamengen.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from gamengen.denoiser import Denoiser, DenoiserConfig, seeing
+from gamengen.diffusion import SamplerConfig
 from gamengen.free_plays import FreePlays
-from gamengen.latents import LatentEpisodes, gather_steps
+from gamengen.latents import LatentEpisodes, gather_steps, weights_hash
 from gamengen.single_stages import match, train_autoencoder, train_denoiser, train_tally
 from gamengen.tally import TELLING, Tally, TallyConfig
+from gamengen.train_outcome import Player
 from gamengen.train_tally import TallyTask, find_delay, find_levels, find_pictures
 from gamengen.training import Trainer, TrainOptions
 from recorder.recording import Recording
@@ -152,6 +155,32 @@ def test_it_learns_what_is_certain_and_how_often_what_is_not(tmp_path: Path) -> 
     assert figures["HEALTH_read"] > 0.7
 
 
+def test_it_learns_on_in_free_plays_and_goes_on_after_a_stop(
+    train_until: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """In plays whose frames are noise the hits of the recorded frames in their places are as likely as there."""
+    config = DenoiserConfig(context=4, channels=8, actions=2, widths=(16, 24), embedding=32, told=True)
+    torch.manual_seed(0)
+    player = Player(Denoiser(config).eval().requires_grad_(False), SamplerConfig(1))
+    teller = a_tally()
+
+    def make() -> TallyTask:
+        parts = [replace(episodes(teller), tally=teller) for _ in range(2)]
+        return TallyTask(copy.deepcopy(teller).requires_grad_(True), *parts, 0, 64, player)
+
+    task = make()
+    assert torch.equal(task.tally.last.bias, teller.last.bias), "what it has learned stays"
+    figures = Trainer(task, TrainOptions(steps=120, adam_lr=3e-3, ema=0.9), tmp_path / "whole").run()
+    assert figures["HEALTH_played_expected"] == pytest.approx(1, abs=0.6)
+    stopped, resumed = make(), make()
+    train_until(stopped, TrainOptions(steps=6), tmp_path / "parts", 4)
+    Trainer(resumed, TrainOptions(steps=6), tmp_path / "parts").run()
+    whole = make()
+    Trainer(whole, TrainOptions(steps=6), tmp_path / "six").run()
+    assert weights_hash(whole.model) == weights_hash(resumed.model)
+    assert torch.equal(task.tally.pictures, teller.pictures)
+
+
 def test_contexts_of_training_and_of_free_plays_begin_with_what_is_told() -> None:
     tally = a_tally()
     played = replace(episodes(tally), tally=tally)
@@ -256,9 +285,13 @@ def test_stages_by_hand(basic_recording: Path, tmp_path: Path) -> None:
     told = load_checkpoint(tmp_path / "told")
     assert told.config.denoiser.told
     assert told.config.training["minutes"].keys() == {"tally", "denoiser"}
-    match(data, work, tmp_path / "matched", untold, few, 0.0, "cpu")
+    match(data, work, tmp_path / "matched", untold, few, 0.01, "cpu")
     matched = load_checkpoint(tmp_path / "matched")
     assert matched.tally is not None, "the student is told, as its teacher is"
+    assert told.tally is not None
+    assert torch.equal(matched.tally.pictures, told.tally.pictures)
+    assert not torch.equal(matched.tally.first.weight, told.tally.first.weight), "it has learned on in free plays"
+    assert matched.config.training["minutes"].keys() == {"tally", "denoiser", "matched", "recount", "outcome"}
     game = NeuralGame(matched, "cpu")
     assert game.step([0] * game.action_set.size).any()
 

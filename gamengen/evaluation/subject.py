@@ -106,7 +106,7 @@ class Subject:
                 assert tally is not None
                 draws = torch.rand(len(latents), tally.shape[2], generator=generator).to(self.device)
                 tally = self._tally.advance(latents, held, tally, draws)
-                context = torch.cat([self._tally.picture(tally)[:, None], context], dim=1)
+                context = self._tally.tell(context, tally)
         return context, Before(latents[:, -1], shown, held, flow), Beside(flow, tally)
 
     @torch.inference_mode()
