@@ -2,7 +2,8 @@
 
 What it reads in play are the model's own frames, on which a head that has seen recorded ones alone finds ends that
 are none. So it also learns from short free plays what their frames show, which is what the recorded ones show there
-until one of the two games is hurt and the other is not; see :func:`trusted`.
+until one of the two games is hurt and the other is not; see :func:`trusted`. Plays that are told the recorded score are
+hurt as the recorded game is, so what that shows, and where it ends, is learned from all of their frames.
 """
 
 from __future__ import annotations
@@ -184,7 +185,8 @@ class OutcomeTask(Task):
             *played, frames, began = self._plays.newest()
             _, ends, _, levels = self._tell((played[0], played[1], played[2]), generator)
             frames, began = share(frames), share(began)
-            loss = loss + PLAYED_WEIGHT * self._shown(frames, ends, levels, trusted(self._train[1], frames, began))
+            known = self._trusted(self._train, frames, began)
+            loss = loss + PLAYED_WEIGHT * self._shown(frames, ends, levels, known)
         return loss
 
     def _tell(
@@ -241,6 +243,13 @@ class OutcomeTask(Task):
         """
         return score_outcomes(self.head, *self._held_out, self._device) | self._score_plays(), {}
 
+    @staticmethod
+    def _trusted(part: tuple[LatentEpisodes, Results], frames: torch.Tensor, began: torch.Tensor) -> torch.Tensor:
+        """As :func:`trusted`; of plays that are told the recorded score, all."""
+        if part[0].tally is not None:
+            return torch.ones(len(frames), 1 + part[1].levels.shape[1], dtype=torch.bool)
+        return trusted(part[1], frames, began)
+
     def _score_plays(self) -> dict[str, float]:
         plays = self._begin_plays(self._held_out[0])
         if plays is None or self._player is None:
@@ -253,7 +262,7 @@ class OutcomeTask(Task):
             steps.append(plays.newest())
         before, now, actions, frames, began = (torch.cat(parts) for parts in zip(*steps, strict=True))
         found, truth = self.head.read(before, now, actions), self._held_out[1]
-        known = trusted(truth, frames, began).numpy()
+        known = self._trusted(self._held_out, frames, began).numpy()
         figures = {}
         if known[:, 0].any():
             figures["played_ends"] = float(found.ends[known[:, 0]].mean())

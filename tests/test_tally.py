@@ -22,7 +22,7 @@ from gamengen.free_plays import FreePlays
 from gamengen.latents import LatentEpisodes, gather_steps, weights_hash
 from gamengen.single_stages import match, train_autoencoder, train_denoiser, train_tally
 from gamengen.tally import TELLING, Tally, TallyConfig
-from gamengen.train_outcome import Player
+from gamengen.train_outcome import OutcomeTask, Player, Results
 from gamengen.train_tally import TallyTask, find_delay, find_levels, find_pictures
 from gamengen.training import Trainer, TrainOptions
 from recorder.recording import Recording
@@ -196,6 +196,22 @@ def test_contexts_of_training_and_of_free_plays_begin_with_what_is_told() -> Non
     torch.testing.assert_close(given[:, 0], following, atol=0.01, rtol=0.01)  # here a frame is what it is told
     plays.advance(lambda context, actions: context[:, 0])
     torch.testing.assert_close(plays.newest()[1], following, atol=0.01, rtol=0.01)
+
+
+def test_plays_that_are_told_the_score_show_what_is_recorded() -> None:
+    """An outcome head learns from all of their frames; from others until one of the two games is hurt."""
+    played = episodes(a_tally())
+    frames = sum(LENGTHS)
+    levels = played.counts / 100  # type: ignore[operator]
+    ends = torch.zeros(frames)
+    ends[-1] = 1
+    truth = Results(torch.zeros(frames), ends, torch.zeros(frames, 0), levels, np.arange(1, frames))
+    began = torch.tensor([0, 100, frames - 20])
+    late = began + 15
+    assert not OutcomeTask._trusted((played, truth), late, began).all()
+    told = replace(played, tally=a_tally())
+    assert OutcomeTask._trusted((told, truth), late, began).shape == (3, 3)
+    assert OutcomeTask._trusted((told, truth), late, began).all()
 
 
 @pytest.mark.parametrize("moved", [False, True])
