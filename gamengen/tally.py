@@ -82,6 +82,7 @@ class Tally(nn.Module):
 
     pictures: torch.Tensor
     clear: torch.Tensor
+    digits: torch.Tensor
 
     def __init__(self, config: TallyConfig) -> None:
         super().__init__()
@@ -89,6 +90,7 @@ class Tally(nn.Module):
         size = config.height, config.width
         self.register_buffer("pictures", torch.zeros(config.facts, config.channels, *size))
         self.register_buffer("clear", torch.zeros(size))
+        self.register_buffer("digits", _digits(torch.arange(10.0**DIGITS)), persistent=False)
         wide, told = config.features, config.context * config.actions + config.facts
         self.seen = min(SEEN, config.context)
         self.first = nn.Conv2d(self.seen * config.channels, wide, 1)
@@ -103,20 +105,18 @@ class Tally(nn.Module):
 
     def exact(self) -> Self:
         """Keep the pictures in float32 whatever the rest computes in: a digit must be read exactly."""
-        self.pictures, self.clear = self.pictures.float(), self.clear.float()
+        self.pictures, self.clear = self.pictures.float().contiguous(), self.clear.float()
+        self.digits = self.digits.float()
         return self
 
     def facts(self, counts: torch.Tensor) -> torch.Tensor:
         """Counts (B, TELLING + 1, L) written as numbers (B, T): digits now and a frame ago, one-hot, and changes."""
-        parts = [torch.ones_like(counts[:, 0, :1])]
-        for level in range(len(self.config.levels)):
-            values = counts[:, :, level]
-            parts += [_digits(values[:, -1]), _digits(values[:, -2])]
-            change = values.diff(dim=1).flip(1)
-            size = (change.abs() / LARGE).clamp(max=1)
-            parts += [part.flatten(1) for part in ((change < 0).float(), (change > 0).float())]
-            parts += [size * (change < 0), size * (change > 0)]
-        return torch.cat(parts, dim=1)
+        newest = counts[:, -2:].flip(1).transpose(1, 2).round().clamp(0, len(self.digits) - 1).long()  # (B, L, 2)
+        change = counts.diff(dim=1).flip(1).transpose(1, 2)  # (B, L, TELLING)
+        size = change.clamp(-LARGE, LARGE) / LARGE
+        signs = [(change < 0).to(counts), (change > 0).to(counts), (-size).clamp(min=0), size.clamp(min=0)]
+        written = torch.cat([self.digits[newest].flatten(2), *signs], dim=2).flatten(1)
+        return torch.cat([torch.ones_like(written[:, :1]), written], dim=1)
 
     def picture(self, counts: torch.Tensor) -> torch.Tensor:
         """The mean latent of frames with such counts (B, TELLING + 1, L), (B, C, h, w) float32."""
