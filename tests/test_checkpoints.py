@@ -19,17 +19,15 @@ from engine.game import NeuralGame
 from gamengen.checkpoints import (
     FORMAT_VERSION,
     Checkpoint,
-    as_stored,
     check_writable,
     find_checkpoint,
     load_checkpoint,
-    restored_weights,
     save_checkpoint,
     shipped_checkpoints,
     shipped_for,
-    stored_weights,
 )
 from gamengen.latents import weights_hash
+from gamengen.storage import as_stored, restored_weights, stored_weights
 
 Damage = Callable[[Path], Any]
 
