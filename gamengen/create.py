@@ -44,7 +44,7 @@ from gamengen.stages import (
 from gamengen.train_outcome import Player
 from gamengen.train_perceptual import RATES as PERCEPTUAL_RATES
 from gamengen.train_student import STUDENT_RATES, STUDENT_STEPS
-from gamengen.train_tally import RECOUNT_RATE
+from gamengen.train_tally import RECOUNT_RATE, find_levels
 from gamengen.training import TrainOptions
 from gamengen.work_folder import Stage
 from recorder.record import MAX_EPISODE_FRAMES, RecordOptions, record_episodes
@@ -196,7 +196,7 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     autoencoder = work.timed("autoencoder", lambda: fit_autoencoder(stage, training))
     alone = work.timed("encode", lambda: encode_alone(stage, autoencoder))
     tally = None
-    if plan.tally_minutes > 0:
+    if plan.tally_minutes > 0 and find_levels(recording):
         counting = TrainOptions(minutes=plan.tally_minutes, adam_lr=1e-3, seed=options.seed)
         tally = work.timed("tally", lambda: fit_tally(stage, autoencoder, alone, counting))
     flow = None

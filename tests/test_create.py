@@ -59,8 +59,8 @@ def options(out: Path, **changes: Any) -> CreateOptions:
 def test_what_create_leaves(tiny_work: Path, basic_recording: Path) -> None:
     summary = json.loads((tiny_work / "summary.json").read_text())
     assert summary["play"] == f"gamengen play --checkpoint {summary['checkpoint']}"
-    stages = ["record", "autoencoder", "encode", "denoiser", "student", "decoder", "outcome", "evaluate"]
-    assert list(summary["stages_seconds"]) == stages
+    stages = ["record", "autoencoder", "encode", "tally", "denoiser", "student", "decoder", "recount", "outcome"]
+    assert list(summary["stages_seconds"]) == [*stages, "evaluate"]
     assert summary["minutes"] > 0
     assert summary["frames"] == sum(info.frames for info in Recording.open(basic_recording).episodes())
     checkpoint = load_checkpoint(tiny_work / "tiny")
@@ -80,7 +80,8 @@ def test_what_create_leaves(tiny_work: Path, basic_recording: Path) -> None:
         assert text in card
     assert config.sampler.steps == 1, "it is distilled"
     assert config.outcome is not None and config.outcome.levels[-1:] == ("SELECTED_WEAPON_AMMO",)
-    for stage in ("autoencoder", "denoiser", "student", "decoder", "outcome"):
+    assert config.tally is not None and config.tally.levels == ("SELECTED_WEAPON_AMMO",)
+    for stage in ("autoencoder", "tally", "denoiser", "student", "decoder", "recount", "outcome"):
         folder = tiny_work / "work" / stage
         assert {"state.pt", "final.safetensors", "metrics.jsonl"} <= {path.name for path in folder.iterdir()}
         assert list(folder.glob("events.out.tfevents.*"))
@@ -379,7 +380,7 @@ def test_a_decoder_stays_alone_where_that_of_the_same_game_is(made_up: Callable[
 def test_a_plan_spends_the_budget(minutes: float, device: str, warm: bool, made_up: Callable[..., Checkpoint]) -> None:
     plan = make_plan(options(Path("out"), data=None, minutes=minutes), device, made_up() if warm else None)
     training = plan.autoencoder_minutes + plan.denoiser_minutes + plan.distill_minutes + plan.decoder_minutes
-    training += plan.outcome_minutes
+    training += plan.outcome_minutes + 2 * plan.tally_minutes
     total = training + (plan.record_seconds + plan.encode_seconds + plan.evaluate_seconds) / 60
     assert training >= 0.3 * minutes - 1e-9
     if minutes > 1:
