@@ -26,6 +26,7 @@ from gamengen.evaluation.lpips import Lpips
 from gamengen.evaluation.options import QUICK, EvaluateOptions
 from gamengen.evaluation.results import summarise
 from gamengen.finish import Networks, finish_checkpoint
+from gamengen.player import Player
 from gamengen.presets import find_preset
 from gamengen.stages import (
     encode,
@@ -41,7 +42,6 @@ from gamengen.stages import (
     fit_tally,
     load_mover,
 )
-from gamengen.train_outcome import Player
 from gamengen.train_perceptual import RATES as PERCEPTUAL_RATES
 from gamengen.train_student import STUDENT_RATES, STUDENT_STEPS
 from gamengen.train_tally import RECOUNT_RATE, find_levels

@@ -17,6 +17,7 @@ from gamengen.evaluation.options import QUICK, EvaluateOptions
 from gamengen.evaluation.results import summarise
 from gamengen.finish import Networks, finish_checkpoint
 from gamengen.latents import LatentEpisodes
+from gamengen.player import Player
 from gamengen.presets import find_preset
 from gamengen.processes import is_first, join
 from gamengen.stages import (
@@ -43,7 +44,7 @@ from gamengen.stages import (
     load_tally,
 )
 from gamengen.tally import Tally
-from gamengen.train_outcome import LEVELS, Player
+from gamengen.train_outcome import LEVELS
 from gamengen.train_student import STUDENT_STEPS
 from gamengen.train_tally import RECOUNT_RATE
 from gamengen.training import TrainOptions

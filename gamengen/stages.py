@@ -11,7 +11,6 @@ import copy
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -30,6 +29,7 @@ from gamengen.flow import FlowNetwork, Mover
 from gamengen.flow_cache import find_camera, load_flows, load_moved, measure_recording, move_recording
 from gamengen.latents import LatentEpisodes, encode_recording, load_latents
 from gamengen.outcome import OutcomeHead
+from gamengen.player import Player
 from gamengen.presets import find_preset
 from gamengen.processes import first_goes_first, is_first
 from gamengen.tally import Tally, TallyConfig
@@ -38,7 +38,7 @@ from gamengen.train_decoder import CAMERA_PAIRS, DecoderTask, find_footage
 from gamengen.train_denoiser import DenoiserTask
 from gamengen.train_flow import FlowTask
 from gamengen.train_matching import MatchingTask
-from gamengen.train_outcome import OutcomeTask, Player, find_results, outcome_config
+from gamengen.train_outcome import OutcomeTask, find_results, outcome_config
 from gamengen.train_perceptual import PerceptualTask
 from gamengen.train_student import STUDENT_STEPS, StudentTask
 from gamengen.train_tally import TallyTask, find_levels, make_tally, with_counts
@@ -266,8 +266,7 @@ def fit_tally(
 
 def _read_tally(path: Path) -> Tally:
     try:
-        values: Any = {n: tuple(v) if isinstance(v, list) else v for n, v in json.loads(path.read_text()).items()}
-        return Tally(TallyConfig(**values))
+        return Tally(TallyConfig(**json.loads(path.read_text())))
     except (OSError, ValueError, TypeError, AttributeError, OptionError) as error:
         raise CheckpointError(f"cannot use it ({error})", path, "delete this folder to train it anew") from error
 

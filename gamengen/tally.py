@@ -57,7 +57,8 @@ class TallyConfig:
     features: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("ranges", "changes"):  # which JSON gives as lists of lists
+        object.__setattr__(self, "levels", tuple(self.levels))
+        for name in ("ranges", "changes"):  # which JSON gives as lists
             object.__setattr__(self, name, tuple(tuple(map(float, part)) for part in getattr(self, name)))
         if min(self.context, self.channels, self.actions, self.height, self.width, self.features) < 1:
             raise OptionError("a tally's sizes must be at least 1", "tally", "restore config.json")

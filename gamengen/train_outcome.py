@@ -16,15 +16,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gamengen.denoiser import Denoiser
 from gamengen.devices import place
-from gamengen.diffusion import SamplerConfig, sample_next
-from gamengen.flow import Mover
-from gamengen.free_plays import FreePlays
 from gamengen.latents import LatentEpisodes
 from gamengen.outcome import OutcomeConfig, OutcomeHead, level_bins, reward_bins, two_hot
-from gamengen.processes import check_batch, share, spread
-from gamengen.training import Task, step_generator
+from gamengen.player import LONGEST_PLAY, PlayedTask, Player
+from gamengen.processes import check_batch, share
+from gamengen.training import step_generator
 from recorder.episodes import read_results
 from recorder.recording import Recording, split_held_out
 
@@ -32,7 +29,6 @@ LATENT_NOISE = 0.3  # at most: generated latents are not as clean as encoded one
 LEVELS = ("HEALTH", "ARMOR", "SELECTED_WEAPON_AMMO")  # what Doom's score bar shows
 COUNTERS = ("KILLCOUNT",)
 PLAYS = 8  # free plays, beside a batch of recorded frames
-LONGEST_PLAY = 32  # frames
 TRUSTED_FRAMES = 4  # of a play, in which it shows what is recorded
 PLAYED_WEIGHT = 0.5  # of what they show, in the loss
 MOST_PLAYED = 512  # steps of held-out plays that are scored
@@ -106,30 +102,7 @@ def read_all_results(
     return Results(**joined, usable=np.concatenate(usable))
 
 
-@dataclass(frozen=True)
-class Player:
-    """What makes the frames of free plays: a denoiser, how it samples, and what moves the last frame for it."""
-
-    denoiser: Denoiser
-    sampler: SamplerConfig
-    mover: Mover | None = None
-
-    def advance(self, plays: FreePlays, generator: torch.Generator, together: bool = True) -> None:
-        """Each of ``plays`` one frame on; several processes do a share each, where they are ``together``."""
-
-        def sample(context: torch.Tensor, actions: torch.Tensor, *noise: torch.Tensor) -> torch.Tensor:
-            return sample_next(self.denoiser, context, actions, torch.stack(noise), self.sampler)
-
-        def follow(context: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-            shape = (2, len(context), *context.shape[2:])
-            noise = torch.randn(shape, generator=generator, device=context.device)
-            given = (context, actions, *noise)
-            return spread(sample, *given) if together else sample(*given)
-
-        plays.advance(follow)
-
-
-class OutcomeTask(Task):
+class OutcomeTask(PlayedTask):
     """Tell what came of a step from the latents on both sides of it; see :class:`gamengen.training.Task`.
 
     Args:
@@ -155,16 +128,10 @@ class OutcomeTask(Task):
         self.model: nn.Module = place(model, self._device)
         self.head, self._train, self._held_out = model, train, held_out
         self._seed, self._batch, self._player = seed, batch, player
-        self._plays = self._begin_plays(train[0])
+        self._plays = self._begin_plays(train[0], PLAYS)
         check_batch(batch)
         truth = train[1]
         model.expect(float(truth.ends.mean()), truth.rises.mean(dim=0))
-
-    def _begin_plays(self, episodes: LatentEpisodes) -> FreePlays | None:
-        if self._player is None:
-            return None
-        context = self._player.denoiser.config.context
-        return FreePlays(episodes.to(self._device), PLAYS, context, LONGEST_PLAY, self._player.mover)
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
         """Cross-entropy of all that is told, on frames drawn evenly, so that probabilities mean what they say.
@@ -225,15 +192,6 @@ class OutcomeTask(Task):
         picks = torch.from_numpy(usable[rng.integers(len(usable), size=self._batch)])
         return picks, step_inputs(self._train[0], picks, self._device)
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """The free plays that go on from step to step."""
-        return self._plays.state() if self._plays is not None else {}
-
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on with the plays of :meth:`state`."""
-        if self._plays is not None and state:
-            self._plays.load_state(state)
-
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Accuracy on held-out frames, see :func:`score_outcomes`; and on those of free plays that begin there.
 
@@ -251,7 +209,7 @@ class OutcomeTask(Task):
         return trusted(part[1], frames, began)
 
     def _score_plays(self) -> dict[str, float]:
-        plays = self._begin_plays(self._held_out[0])
+        plays = self._begin_plays(self._held_out[0], PLAYS)
         if plays is None or self._player is None:
             return {}
         rng, generator = np.random.default_rng(self._seed), step_generator(self._seed, 0, self._device)

@@ -20,10 +20,11 @@ from agents.errors import DataError
 from gamengen.devices import place
 from gamengen.free_plays import FreePlays
 from gamengen.latents import LatentEpisodes, gather_windows, window_starts
+from gamengen.player import PlayedTask, Player
 from gamengen.processes import check_batch, share
 from gamengen.tally import DIGITS, Tally, TallyConfig
-from gamengen.train_outcome import LEVELS, Player
-from gamengen.training import Task, step_generator
+from gamengen.train_outcome import LEVELS
+from gamengen.training import step_generator
 from recorder.episodes import read_results
 from recorder.recording import Recording, split_held_out
 
@@ -37,7 +38,6 @@ READ_FRAMES = 512
 MOST_SCORED = 8192
 RECOUNT_RATE = 3e-4  # learning rate of a trained tally
 PLAYS = 16  # free plays, beside a batch of recorded frames
-LONGEST_PLAY = 32  # frames
 MOST_PLAYED = 4096  # steps of held-out plays that are scored
 
 
@@ -146,7 +146,7 @@ def find_delay(tally: Tally, episodes: LatentEpisodes) -> int:
     return int(before < now)
 
 
-class TallyTask(Task):
+class TallyTask(PlayedTask):
     """Tell by how much each count changes in the next frame; see :class:`gamengen.training.Task`.
 
     Args:
@@ -175,15 +175,11 @@ class TallyTask(Task):
         check_batch(batch)
         self._window = model.config.context + 1
         self._starts = window_starts(train.lengths, self._window)
-        self._player, self._plays = player, self._begin_plays(player, train)
+        self._player = player
+        self._plays = self._begin_plays(train, PLAYS)
         if player is None:
             with torch.no_grad():
                 model.last.bias.copy_(torch.cat(self._often(train)).log())
-
-    def _begin_plays(self, player: Player | None, episodes: LatentEpisodes) -> FreePlays | None:
-        if player is None:
-            return None
-        return FreePlays(episodes.to(self._device), PLAYS, self._window - 1, LONGEST_PLAY, player.mover)
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
         """Cross-entropy of the changes, on frames drawn evenly, so that probabilities mean what they say."""
@@ -242,15 +238,6 @@ class TallyTask(Task):
         kinds = map(len, self.tally.config.changes)
         return [F.one_hot(part, count).sum(0) + 0.5 for part, count in zip(changes.unbind(1), kinds, strict=True)]
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """The free plays that go on from step to step."""
-        return self._plays.state() if self._plays is not None else {}
-
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on with the plays of :meth:`state`."""
-        if self._plays is not None and state:
-            self._plays.load_state(state)
-
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """How right it is on held-out frames.
 
@@ -287,7 +274,7 @@ class TallyTask(Task):
         return figures | self._score_plays(), {}
 
     def _score_plays(self) -> dict[str, float]:
-        plays = self._begin_plays(self._player, self._held_out)
+        plays = self._begin_plays(self._held_out, PLAYS)
         if plays is None or self._player is None:
             return {}
         rng, generator = np.random.default_rng(self._seed), step_generator(self._seed, 0, self._device)

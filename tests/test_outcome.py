@@ -25,7 +25,8 @@ from gamengen.diffusion import SamplerConfig
 from gamengen.free_plays import FreePlays
 from gamengen.latents import LatentEpisodes, weights_hash
 from gamengen.outcome import Outcome, OutcomeConfig, OutcomeHead, level_bins, reward_bins, two_hot
-from gamengen.train_outcome import OutcomeTask, Player, Results, find_results, outcome_config, trusted
+from gamengen.player import Player
+from gamengen.train_outcome import OutcomeTask, Results, find_results, outcome_config, trusted
 from gamengen.training import Trainer, TrainOptions
 from recorder.episodes import EpisodeWriter
 from recorder.recording import Recording, RecordingHeader

@@ -20,9 +20,10 @@ from gamengen.denoiser import Denoiser, DenoiserConfig, seeing
 from gamengen.diffusion import SamplerConfig
 from gamengen.free_plays import FreePlays
 from gamengen.latents import LatentEpisodes, gather_steps, weights_hash
+from gamengen.player import Player
 from gamengen.single_stages import match, train_autoencoder, train_denoiser, train_tally
 from gamengen.tally import TELLING, Tally, TallyConfig
-from gamengen.train_outcome import OutcomeTask, Player, Results
+from gamengen.train_outcome import OutcomeTask, Results
 from gamengen.train_tally import TallyTask, find_delay, find_levels, find_pictures
 from gamengen.training import Trainer, TrainOptions
 from recorder.recording import Recording
