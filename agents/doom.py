@@ -27,6 +27,8 @@ VARIABLES = (
     "POSITION_X", "POSITION_Y", "POSITION_Z", "ANGLE",
     "WEAPON1", "WEAPON2", "WEAPON3", "WEAPON4", "WEAPON5", "WEAPON6", "WEAPON7",
 )  # fmt: skip
+DEPTH_UNIT, DEPTH_FIRST = 7.4, 6.9  # units of the map a step of the depth buffer, and before the first: as frames move
+CAMERA = ("CAMERA_POSITION_X", "CAMERA_POSITION_Y", "CAMERA_POSITION_Z", "CAMERA_ANGLE")
 MAP_BUTTONS = (
     "MOVE_FORWARD", "MOVE_BACKWARD", "MOVE_LEFT", "MOVE_RIGHT", "TURN_LEFT", "TURN_RIGHT", "ATTACK", "USE", "SPEED",
 )  # fmt: skip
@@ -193,6 +195,9 @@ class DoomEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
             info["labels"] = state.labels
         if "depth" in self.sensors:
             info["depth"] = state.depth_buffer
+            info["camera"] = np.array(
+                [self._game.get_game_variable(vzd.GameVariable.__members__[name]) for name in CAMERA], np.float32
+            )
         if "automap" in self.sensors:
             info["automap"] = state.automap_buffer
         return self._frame, info

@@ -2,8 +2,9 @@
 
 Every environment made here is a ``gymnasium.Env`` whose observation is a frame (H, W, 3) uint8 RGB,
 whose action is a float32 vector (A,) of its ``action_set``, and whose ``info`` holds ``"variables"``
-(game variables by name, floats) and, where asked for, ``"labels"`` and ``"depth"``. A game whose
-terminal step has no picture repeats the last one; recordings never hold it.
+(game variables by name, floats) and, where asked for, ``"labels"``, or ``"depth"`` and ``"camera"`` (x, y,
+z in units of the map, and the angle in degrees, to the left). A game whose terminal step has no picture repeats the
+last one; recordings never hold it.
 """
 
 from __future__ import annotations

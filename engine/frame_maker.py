@@ -10,15 +10,15 @@ from agents.errors import OptionError
 from gamengen.autoencoder import Autoencoder, Before
 from gamengen.denoiser import Denoiser
 from gamengen.diffusion import SamplerConfig, sample_next
-from gamengen.flow import Mover
+from gamengen.geometry import Mover
 from gamengen.outcome import OutcomeHead
 from gamengen.tally import Tally
 
 MODES = ("auto", "eager", "compiled", "graph")
 GRAPH_WARMUPS = 3  # before a capture, as PyTorch asks for
 
-# Latents (B, K, C, h, w), actions (B, K, A), screen (B, H, W, 3) uint8, flow by which it came (B, 2, 2 h, 2 w), counts
-# of the frame to come (B, frames, L), noise -> latent, frames, logits of the outcome, flow.
+# Latents (B, K, C, h, w), actions (B, K, A), screen (B, H, W, 3) uint8, motions by which it came (B, HISTORY, 4),
+# counts of the frame to come (B, frames, L), noise -> latent, frames, logits of the outcome, motions.
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]
 
@@ -63,7 +63,7 @@ class FrameMaker:
 
     def __call__(self, inputs: Inputs, sampler: SamplerConfig, each: tuple[int, ...] | None = None) -> Outputs:
         """The next latent (B, C, h, w), frames (B, H, W, 3) uint8, logits (B, outputs) where there is a head, and the
-        flow by which the frames came (that of the inputs where there is no mover).
+        motions by which the frames came (those of the inputs where there is no mover).
 
         Where the games differ in their steps, ``each`` (B,) says them, and the frame is computed step by step.
         """
@@ -99,30 +99,34 @@ class FrameMaker:
         latents: torch.Tensor,
         actions: torch.Tensor,
         screen: torch.Tensor,
-        flow: torch.Tensor,
+        motions: torch.Tensor,
         counts: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the denoiser is given: past latents, that of the screen moved, the score; and the flow of the former."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """What the denoiser is given: past latents, that of the screen moved, the score.
+
+        Also the flow by which that is moved, where it is, and the motions by which the next frame comes.
+        """
+        flow = None
         if self._mover is not None:
-            latents, flow = self._mover(latents, actions, screen, flow)
-        return latents if self._tally is None else self._tally.tell(latents, counts), flow
+            latents, flow, motions = self._mover(latents, actions, screen, motions)
+        return latents if self._tally is None else self._tally.tell(latents, counts), flow, motions
 
     def _make(
         self,
         latents: torch.Tensor,
         actions: torch.Tensor,
         screen: torch.Tensor,
-        flow: torch.Tensor,
+        motions: torch.Tensor,
         counts: torch.Tensor,
         noise: torch.Tensor,
         sampler: SamplerConfig,
         each: tuple[int, ...] | None = None,
     ) -> Outputs:
-        context, flow = self.look(latents, actions, screen, flow, counts)
+        context, flow, motions = self.look(latents, actions, screen, motions, counts)
         latent = sample_next(self._denoiser, context, actions, noise, sampler, each)
         frames = self._autoencoder.decode_frames(latent, Before(latents[:, -1], screen, actions, flow))
         logits = self._head(latents[:, -1], latent, actions[:, -1]) if self._head is not None else None
-        return latent, frames, logits, flow
+        return latent, frames, logits, motions
 
 
 def _compile(make: Callable[..., Outputs], inputs: Inputs) -> Callable[..., Outputs]:
@@ -161,5 +165,5 @@ class _Graph:
         for mine, given in zip(self._inputs, inputs, strict=True):
             mine.copy_(given)
         self._graph.replay()
-        latent, frames, logits, flow = self._outputs
-        return latent.clone(), frames.clone(), logits.clone() if logits is not None else None, flow.clone()
+        latent, frames, logits, motions = self._outputs
+        return latent.clone(), frames.clone(), logits.clone() if logits is not None else None, motions.clone()

@@ -21,7 +21,7 @@ from gamengen.autoencoder import Before, pixels_of
 from gamengen.checkpoints import Checkpoint, load_checkpoint
 from gamengen.devices import choose_device, has_bf16, place
 from gamengen.diffusion import SamplerConfig, check_seed, sample_next
-from gamengen.flow import FINER, Mover, settle_flow
+from gamengen.geometry import FINER, HISTORY, MOTION, Mover, settle_motion
 from gamengen.outcome import Outcome
 
 TALLY_DRAWS = 1  # which numbers of a frame's seed the tally draws from
@@ -36,7 +36,7 @@ class GameState:
         latents: past latents (B, K, C, h, w), oldest first.
         actions: past actions (B, K, A); the last slot is filled by the next step.
         frame: the frame on screen, as :attr:`NeuralGame.frame`.
-        flow: by which it came (B, 2, 2 h, 2 w); none, 0, where the model does not tell that.
+        motions: by which it came (B, HISTORY, 4); none, 0, where the model does not tell that.
         tally: what its score bar counts (B, frames, L); no levels, where the model does not count.
         counts: frames made with each game's seed.
         spawn: index of the spawn in play, or -1 where the start was given.
@@ -45,7 +45,7 @@ class GameState:
     latents: torch.Tensor
     actions: torch.Tensor
     frame: np.ndarray
-    flow: torch.Tensor
+    motions: torch.Tensor
     tally: torch.Tensor
     counts: tuple[int, ...]
     spawn: int
@@ -105,17 +105,17 @@ class NeuralGame:
         self._autoencoder = place(loaded.autoencoder, self.device, self.dtype)
         self._denoiser = place(loaded.denoiser, self.device, self.dtype)
         self._head = place(loaded.outcome, self.device, self.dtype) if loaded.outcome is not None else None
-        self._flow_network = place(loaded.flow, self.device, self.dtype) if loaded.flow is not None else None
+        self._geometry = place(loaded.geometry, self.device, self.dtype) if loaded.geometry is not None else None
         self._teller = place(loaded.tally, self.device, self.dtype).exact() if loaded.tally is not None else None
-        for part in (self._autoencoder.compensation, self._flow_network):
+        for part in (self._autoencoder.compensation, self._geometry):
             if part is not None and part.camera is not None:
                 part.camera.float()  # a turn must be exact to a part of a pixel
         if mode in ("auto", "eager") and can_pack(self.device, self.dtype):
-            encoder = self._autoencoder.encoder if self._flow_network is not None else None
+            encoder = self._autoencoder.encoder if self._geometry is not None else None
             for network in (*self._of_a_frame(), encoder, self._head):
                 if network is not None:
                     pack(network)
-        mover = Mover(self._flow_network, self._autoencoder) if self._flow_network is not None else None
+        mover = Mover(self._geometry, self._autoencoder) if self._geometry is not None else None
         self._maker = FrameMaker(self._autoencoder, self._denoiser, self._head, mode, mover, self._teller)
         self._spawns = loaded.spawns
         self.reseed(seed)
@@ -214,22 +214,20 @@ class NeuralGame:
         if frames is not None:
             latents, held = self._encode_start(frames, actions)
             shown = torch.from_numpy(frames[-1:].copy()) if self.config.autoencoder.compensation else None
-            flow = (
-                settle_flow(self._flow_network, latents, held.to(latents)) if self._flow_network is not None else None
-            )
+            motions = settle_motion(self._geometry, latents, held.to(latents)) if self._geometry is not None else None
             self.spawn = -1
         else:
             index = self._choose_spawns(spawn)
             latents, held = self._spawns.latents[index], self._spawns.actions[index]
             shown = self._spawns.frames[index] if self._spawns.frames is not None else None
-            flow = self._spawns.flows[index] if self._spawns.flows is not None else None
+            motions = self._spawns.motions[index] if self._spawns.motions is not None else None
             self.spawn = int(index[0])
         batch = (self.batch, *latents.shape[1:])
         self._latents = latents.expand(batch).to(self.device, self.dtype).contiguous()
         self._actions = held.expand(self.batch, *held.shape[1:]).to(self.device, self.dtype).contiguous()
-        self._flow = torch.zeros(self.batch, 2, *(FINER * size for size in latents.shape[3:]), device=self.device)
-        if flow is not None:
-            self._flow += flow.to(self._flow)
+        self._motions = torch.zeros(self.batch, HISTORY, MOTION, device=self.device)
+        if motions is not None:
+            self._motions += motions.to(self._motions)
         self._tally = self._count(self._latents, self._actions)
         if shown is None:
             shown = self._autoencoder.decode_frames(self._latents[:, -1])
@@ -283,7 +281,7 @@ class NeuralGame:
     def _place(self, games: Sequence[int], index: torch.Tensor) -> None:
         """Start ``games`` from the stored starts ``index``."""
         self._latents, self._actions = self._latents.clone(), self._actions.clone()
-        self._flow, screen = self._flow.clone(), self._screen.clone()
+        self._motions, screen = self._motions.clone(), self._screen.clone()
         where = torch.tensor(list(games), dtype=torch.int64)
         self._latents[where] = self._spawns.latents[index].to(self._latents)
         self._actions[where] = self._spawns.actions[index].to(self._actions)
@@ -293,8 +291,8 @@ class NeuralGame:
             screen[where] = self._spawns.frames[index].to(self.device)
         else:
             screen[where] = self._autoencoder.decode_frames(self._latents[where, -1])
-        if self._spawns.flows is not None:
-            self._flow[where] = self._spawns.flows[index].to(self._flow)
+        if self._spawns.motions is not None:
+            self._motions[where] = self._spawns.motions[index].to(self._motions)
         self.ended[list(games)] = False
         self._show(screen)
 
@@ -313,8 +311,8 @@ class NeuralGame:
             raise ActionError(f"one action for each of {self.batch} games is needed", held.shape, "give (B, A) values")
         self._actions[:, -1] = torch.from_numpy(held).to(self.device, self.dtype)
         self._tally = self._count_on()
-        inputs = (self._latents, self._actions, self._screen, self._flow, self._tally, self.draw_noise())
-        latent, frames, logits, self._flow = self._maker(
+        inputs = (self._latents, self._actions, self._screen, self._motions, self._tally, self.draw_noise())
+        latent, frames, logits, self._motions = self._maker(
             inputs, self._sampler, tuple(self._each) if self._each else None
         )
         self._latents = torch.cat([self._latents[:, 1:], latent[:, None]], dim=1)
@@ -334,20 +332,21 @@ class NeuralGame:
     @torch.inference_mode()
     def sample_now(self) -> torch.Tensor:
         """The next latent, without going there: what :meth:`step` does before decoding, for measuring."""
-        context = self._maker.look(self._latents, self._actions, self._screen, self._flow, self._count_on())[0]
+        context = self._maker.look(self._latents, self._actions, self._screen, self._motions, self._count_on())[0]
         return sample_next(self._denoiser, context, self._actions, self.draw_noise(), self._sampler)
 
     @torch.inference_mode()
     def decode_now(self) -> np.ndarray:
         """The newest latent decoded once more: what :meth:`step` does after sampling, for measuring."""
-        before = Before(self._latents[:, -1], self._screen, self._actions, self._flow)
+        still = torch.zeros(self.batch, 2, *(FINER * size for size in self._latents.shape[3:]), device=self.device)
+        before = Before(self._latents[:, -1], self._screen, self._actions, still)
         return self._to_numpy(self._autoencoder.decode_frames(self._latents[:, -1], before))
 
     @torch.inference_mode()
     def make_now(self, noise: torch.Tensor) -> None:
         """Compute the next frame on the device, without going there, for counting what that takes."""
         counts = self._count_on()
-        self._maker.make((self._latents, self._actions, self._screen, self._flow, counts, noise), self._sampler)
+        self._maker.make((self._latents, self._actions, self._screen, self._motions, counts, noise), self._sampler)
 
     def copy_now(self) -> np.ndarray:
         """The frame on screen, copied to the host once more, for measuring."""
@@ -359,7 +358,7 @@ class NeuralGame:
         once: list[torch.Tensor] = [
             parameter for part in self._of_a_frame() if part is not None for parameter in part.parameters()
         ]
-        if self._flow_network is not None:
+        if self._geometry is not None:
             once += self._autoencoder.encoder.parameters()
         if self._teller is not None:
             once += self._teller.buffers()
@@ -369,14 +368,14 @@ class NeuralGame:
     def _of_a_frame(self) -> tuple[nn.Module | None, ...]:
         """The networks that make a frame, but for the encoder."""
         return (
-            self._autoencoder.decoder, self._autoencoder.compensation, self._denoiser, self._flow_network, self._teller
+            self._autoencoder.decoder, self._autoencoder.compensation, self._denoiser, self._geometry, self._teller
         )  # fmt: skip
 
     def save(self) -> GameState:
         """The present moment, to go back to with :meth:`load`."""
         frame = self._to_numpy(self._screen).copy()
         counts = tuple(self._counts)
-        return GameState(self._latents, self._actions.clone(), frame, self._flow, self._tally, counts, self.spawn)
+        return GameState(self._latents, self._actions.clone(), frame, self._motions, self._tally, counts, self.spawn)
 
     def load(self, state: GameState) -> np.ndarray:
         """Go back to a saved moment of this game; its frame.
@@ -387,7 +386,7 @@ class NeuralGame:
         if state.latents.shape != self._latents.shape or state.actions.shape != self._actions.shape:
             raise OptionError("the state is of another game", f"latents {tuple(state.latents.shape)}", "see save")
         self._latents, self._actions = state.latents, state.actions.clone()
-        self._flow, self._tally = state.flow, state.tally
+        self._motions, self._tally = state.motions, state.tally
         self._counts, self.spawn = list(state.counts), state.spawn
         self._forget_outcome()
         shown = torch.from_numpy(state.frame.copy())

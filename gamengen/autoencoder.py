@@ -31,7 +31,7 @@ class AutoencoderConfig:
         decoder_blocks: likewise, at the same sizes.
         compensation: action channels, of all past frames together, that the decoder sees with the frame before, see
             :mod:`gamengen.compensation`; 0 where it sees its latent alone.
-        guided: whether the flow of compensation is given, see :mod:`gamengen.flow`, in place of a camera's.
+        guided: whether the flow of compensation is given, see :mod:`gamengen.geometry`, in place of a camera's.
     """
 
     channels: int = 32

@@ -2,10 +2,10 @@
 
 ``config.json``, ``autoencoder.safetensors``, ``denoiser.safetensors``, ``spawns.safetensors``, ``metrics.json`` and
 ``README.md``; ``outcome.safetensors`` where the model tells rewards and ends, ``tally.safetensors`` where it counts
-what the score bar shows, and ``flow.safetensors`` where it sees the last frame moved. Spawns are stored as compressed
-bytes; weights as bytes, with a float32 scale for each output channel under the same name with ``.scale``, and what is
-small as float16; in files of at most 16 MiB (larger models are sharded with an index, as is usual). Format version 1
-had all weights as float16. Loading is strict and runs no pickle.
+what the score bar shows, and ``geometry.safetensors`` where it sees the last frame moved. Spawns are stored as
+compressed bytes; weights as bytes, with a float32 scale for each output channel under the same name with ``.scale``,
+and what is small, or moves the camera, as float16; in files of at most 16 MiB (larger models are sharded with an index,
+as is usual). Format version 1 had all weights as float16. Loading is strict and runs no pickle.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from torch import nn
 
 from agents.actions import ActionSet
 from agents.errors import ActionError, CheckpointError, GamengenError, OptionError
+from agents.lens import Lens
 from gamengen.autoencoder import FACTOR, Autoencoder, AutoencoderConfig, check_frame_size
 from gamengen.denoiser import Denoiser, DenoiserConfig
 from gamengen.diffusion import SamplerConfig
-from gamengen.flow import FINER, FlowConfig, FlowNetwork
+from gamengen.geometry import HISTORY, MOTION, Geometry, GeometryConfig
 from gamengen.outcome import OutcomeConfig, OutcomeHead
 from gamengen.storage import packed, restored_weights, stored_weights, unpacked
 from gamengen.tally import Tally, TallyConfig
@@ -42,7 +43,7 @@ SHIPPED = Path(__file__).parent / "weights"
 DEFAULT_CHECKPOINT = "defend_the_center"
 OWN_FILES = re.compile(  # of a checkpoint's folder; large tensors lie in several files
     r"config\.json|metrics\.json|README\.md"
-    r"|(autoencoder|denoiser|outcome|tally|flow|spawns)(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    r"|(autoencoder|denoiser|outcome|tally|geometry|spawns)(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 )
 
 
@@ -66,7 +67,7 @@ class CheckpointConfig:
     git_commit: str = ""
     notice: str = ""
     outcome: OutcomeConfig | None = None
-    flow: FlowConfig | None = None
+    geometry: GeometryConfig | None = None
     tally: TallyConfig | None = None
     format_version: int = FORMAT_VERSION
 
@@ -78,12 +79,12 @@ class CheckpointConfig:
 @dataclass(frozen=True)
 class Spawns:
     """Stored starts: latents (S, K, C, h, w), actions (S, K, A), for a compensated decoder the frames on screen
-    (S, H, W, 3) uint8, and for a flow network the flows by which those came (S, 2, 2 h, 2 w) float16."""
+    (S, H, W, 3) uint8, and for a model that moves them the motions by which those came (S, HISTORY, 4) float32."""
 
     latents: torch.Tensor
     actions: torch.Tensor
     frames: torch.Tensor | None = None
-    flows: torch.Tensor | None = None
+    motions: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,14 @@ class Checkpoint:
     spawns: Spawns
     metrics: dict[str, Any]
     outcome: OutcomeHead | None = None
-    flow: FlowNetwork | None = None
+    geometry: Geometry | None = None
     tally: Tally | None = None
 
     def networks(self) -> dict[str, nn.Module]:
         """All of them, by the names of their files."""
         found = {
-            "autoencoder": self.autoencoder, "denoiser": self.denoiser, "outcome": self.outcome, "flow": self.flow,
-            "tally": self.tally,
+            "autoencoder": self.autoencoder, "denoiser": self.denoiser, "outcome": self.outcome,
+            "geometry": self.geometry, "tally": self.tally,
         }  # fmt: skip
         return {name: model for name, model in found.items() if model is not None}
 
@@ -147,13 +148,13 @@ def load_checkpoint(name: str | Path | None = None) -> Checkpoint:
     try:
         autoencoder, denoiser = Autoencoder(config.autoencoder), Denoiser(config.denoiser)
         outcome = OutcomeHead(config.outcome).eval() if config.outcome is not None else None
-        flow = FlowNetwork(config.flow).eval() if config.flow is not None else None
+        geometry = Geometry(config.geometry).eval() if config.geometry is not None else None
         tally = Tally(config.tally).eval() if config.tally is not None else None
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         what = f"no model has the sizes in config.json ({' '.join(str(error).split())[:80]})"
         raise CheckpointError(what, folder / "config.json", "restore the file") from error
     spawns, metrics = _load_spawns(folder, config), read_figures(folder)
-    checkpoint = Checkpoint(config, autoencoder.eval(), denoiser.eval(), spawns, metrics, outcome, flow, tally)
+    checkpoint = Checkpoint(config, autoencoder.eval(), denoiser.eval(), spawns, metrics, outcome, geometry, tally)
     for name, model in checkpoint.networks().items():
         _load_model(model, folder, name)
     return checkpoint
@@ -183,18 +184,22 @@ def read_config(folder: Path) -> CheckpointConfig:
         what = f"the checkpoint has format version {version}, this program reads {readable}"
         raise CheckpointError(what, path, "make it anew, or install the gamengen that made it")
     try:
+        if data.pop("flow", None) is not None:  # of before there was a geometry
+            raise ValueError("its last frame is moved by a network that there is no more")
         data["action_set"] = ActionSet.from_json(data["action_set"])
         for name, kind in (
             ("autoencoder", AutoencoderConfig),
             ("denoiser", DenoiserConfig),
             ("sampler", SamplerConfig),
             ("outcome", OutcomeConfig),
-            ("flow", FlowConfig),
+            ("geometry", GeometryConfig),
             ("tally", TallyConfig),
         ):
-            if name in ("outcome", "flow", "tally") and data.get(name) is None:
+            if name in ("outcome", "geometry", "tally") and data.get(name) is None:
                 continue
             values: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in data[name].items()}
+            if "lens" in values:
+                values["lens"] = Lens(**values["lens"])
             data[name] = kind(**values)
         config = CheckpointConfig(**{**data, "format_version": FORMAT_VERSION})
         _check_config(config)
@@ -230,8 +235,11 @@ def _check_config(config: CheckpointConfig) -> None:
     if config.autoencoder.compensation not in (0, config.denoiser.context * config.denoiser.actions):
         raise ValueError("the decoder does not see the actions that the denoiser sees")
     seen = (config.denoiser.context, config.denoiser.channels, config.denoiser.actions)
-    if config.flow is not None and (config.flow.context, config.flow.channels, config.flow.actions) != seen:
-        raise ValueError("the flow network does not fit the denoiser")
+    geometry = config.geometry
+    if geometry is not None and (
+        geometry.context, geometry.channels, geometry.actions, geometry.height, geometry.width
+    ) != (*seen, *sizes):  # fmt: skip
+        raise ValueError("the geometry does not fit the denoiser")
     tally = config.tally
     if config.denoiser.told != (tally is not None):
         raise ValueError("a tally is for a denoiser that is told the score")
@@ -239,9 +247,9 @@ def _check_config(config: CheckpointConfig) -> None:
         *seen, *sizes
     ):  # fmt: skip
         raise ValueError("the tally does not fit the denoiser")
-    flows = config.flow is not None
-    if config.denoiser.moved != flows or config.autoencoder.guided != (flows and config.autoencoder.compensation > 0):
-        raise ValueError("a flow network is for a denoiser and a decoder that see the last frame moved")
+    moves = geometry is not None
+    if config.denoiser.moved != moves or config.autoencoder.guided != (moves and config.autoencoder.compensation > 0):
+        raise ValueError("a geometry is for a denoiser and a decoder that see the last frame moved")
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, card: str) -> None:
@@ -270,8 +278,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, card: str) -> None:
         }
         if checkpoint.spawns.frames is not None:
             spawns["frames"] = packed(checkpoint.spawns.frames)
-        if checkpoint.spawns.flows is not None:
-            spawns["flows"] = checkpoint.spawns.flows.half().contiguous()
+        if checkpoint.spawns.motions is not None:
+            spawns["motions"] = checkpoint.spawns.motions.float().contiguous()
         _save_tensors(spawns, partial, "spawns")
         if folder.is_dir():  # at every moment one of the two is whole
             folder.rename(old)
@@ -299,15 +307,14 @@ def _load_spawns(folder: Path, config: CheckpointConfig) -> Spawns:
     }
     if config.autoencoder.compensation:
         wanted["frames"] = ((count, config.height, config.width, 3), torch.uint8)
-    if config.flow is not None:
-        fine = (FINER * (config.height // FACTOR), FINER * (config.width // FACTOR))
-        wanted["flows"] = ((count, 2, *fine), torch.float16)
+    if config.geometry is not None:
+        wanted["motions"] = ((count, HISTORY, MOTION), torch.float32)
     fits = count > 0 and set(tensors) == set(wanted)
     found = {name: unpacked(tensors[name], *wanted[name]) for name in wanted} if fits else {}
     if not fits or any((tuple(found[name].shape), found[name].dtype) != wanted[name] for name in wanted):
         path = folder / "spawns.safetensors"
         raise CheckpointError("the stored starts do not fit the model", path, "restore the file")
-    return Spawns(found["latents"].half() * _spawn_unit(channels), actions, found.get("frames"), found.get("flows"))
+    return Spawns(found["latents"].half() * _spawn_unit(channels), actions, found.get("frames"), found.get("motions"))
 
 
 def _spawn_unit(channels: int) -> float:

@@ -23,7 +23,10 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("data", "preview"): ("DataPreview", "a contact sheet and a video of a recording"),
     ("data", "export"): ("DataExport", "a recording as MP4, NPZ or PNG files"),
     ("train", "autoencoder"): ("TrainAutoencoder", "train an autoencoder on a recording"),
-    ("train", "flow"): ("TrainFlow", "train the network that moves the last frame, for games in which one walks"),
+    ("train", "geometry"): (
+        "TrainGeometry",
+        "train what tells motion and distances, for Doom games in which one walks",
+    ),
     ("train", "tally"): ("TrainTally", "train the network that counts what the score bar shows"),
     ("train", "denoiser"): ("TrainDenoiser", "train a denoiser on a recording, given an autoencoder"),
     ("train", "distill"): ("TrainDistill", "train a student that needs one sampling step, given a denoiser"),

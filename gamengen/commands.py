@@ -22,7 +22,7 @@ from gamengen.train_commands import (
     TrainDecoder,
     TrainDenoiser,
     TrainDistill,
-    TrainFlow,
+    TrainGeometry,
     TrainMatch,
     TrainOutcome,
     TrainPerceptual,
@@ -51,7 +51,7 @@ __all__ = [
     "TrainDecoder",
     "TrainDenoiser",
     "TrainDistill",
-    "TrainFlow",
+    "TrainGeometry",
     "TrainMatch",
     "TrainOutcome",
     "TrainPerceptual",
@@ -173,8 +173,8 @@ class Create:
     """Frame width, a multiple of 16."""
     autoencoder_minutes: float | None = None
     """Instead of the planned share."""
-    flow_minutes: float = 0.0
-    """For a network that moves the last frame, where one walks; without it the camera only turns."""
+    geometry_minutes: float = 0.0
+    """For what moves the last frame, in Doom games in which one walks; without it the camera only turns."""
     denoiser_minutes: float | None = None
     """Instead of the planned share."""
     distill_minutes: float | None = None

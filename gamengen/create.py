@@ -34,7 +34,7 @@ from gamengen.stages import (
     fit_autoencoder,
     fit_decoder,
     fit_denoiser,
-    fit_flow,
+    fit_geometry,
     fit_outcome,
     fit_perceptual,
     fit_recount,
@@ -42,6 +42,7 @@ from gamengen.stages import (
     fit_tally,
     load_mover,
 )
+from gamengen.train_geometry import RATE
 from gamengen.train_perceptual import RATES as PERCEPTUAL_RATES
 from gamengen.train_student import STUDENT_RATES, STUDENT_STEPS
 from gamengen.train_tally import RECOUNT_RATE, find_levels
@@ -49,6 +50,7 @@ from gamengen.training import TrainOptions
 from gamengen.work_folder import Stage
 from recorder.record import MAX_EPISODE_FRAMES, RecordOptions, record_episodes
 from recorder.recording import Recording, write_json
+from recorder.replay import can_replay
 
 # What the plan reckons with, measured on 2 CPU cores and guessed low for a GPU.
 FRAMES_PER_MINUTE = {"cpu": 1_000, "cuda": 40_000}
@@ -78,7 +80,7 @@ class CreateOptions:
         data: an existing recording, instead of recording anew.
         frames: frames to record; None plans them by the budget.
         autoencoder_minutes: instead of the planned share.
-        flow_minutes: for a network that moves the last frame, where one walks; without it the camera only turns.
+        geometry_minutes: for what moves the last frame, in Doom games in which one walks; without it, it only turns.
         denoiser_minutes: instead of the planned share.
         distill_minutes: instead of the planned share; 0 leaves this stage out.
         lpips_weights: LPIPS weights of VGG; with them the student is trained on by what is seen.
@@ -101,7 +103,7 @@ class CreateOptions:
     height: int = 240
     width: int = 320
     autoencoder_minutes: float | None = None
-    flow_minutes: float = 0.0
+    geometry_minutes: float = 0.0
     denoiser_minutes: float | None = None
     distill_minutes: float | None = None
     lpips_weights: Path | None = None
@@ -112,7 +114,7 @@ class CreateOptions:
     work: Path | None = None
 
     def __post_init__(self) -> None:
-        skippable = ("flow_minutes", "distill_minutes", "decoder_minutes")
+        skippable = ("geometry_minutes", "distill_minutes", "decoder_minutes")
         others = ("minutes", "autoencoder_minutes", "denoiser_minutes", "perceptual_minutes", "frames")
         for name in (*others, *skippable):
             value = getattr(self, name)
@@ -130,9 +132,11 @@ class CreateOptions:
             raise OptionError("it takes --lpips-weights", "--perceptual-minutes", "gamengen lpips makes them")
         if self.lpips_weights is not None and self.distill_minutes == 0:
             raise OptionError("only a student is trained so", "--lpips-weights", "leave --distill-minutes out")
-        if self.lpips_weights is not None and self.flow_minutes > 0:
+        if self.lpips_weights is not None and self.geometry_minutes > 0:
             what = "a student that sees the last frame moved cannot be trained so"
-            raise OptionError(what, "--lpips-weights", "leave --flow-minutes out")
+            raise OptionError(what, "--lpips-weights", "leave --geometry-minutes out")
+        if self.geometry_minutes > 0 and not can_replay(self.spec):
+            raise OptionError("only Doom tells how far things are", "--geometry-minutes", "leave it out for this game")
         check_frame_size(self.height, self.width)
         check_seed(self.seed)
         self.record_options(self.out, 1)
@@ -166,7 +170,7 @@ class Plan:
     outcome_minutes: float
     evaluate_seconds: float
     tally_minutes: float = 0.0
-    flow_minutes: float = 0.0
+    geometry_minutes: float = 0.0
     perceptual_minutes: float = 0.0
 
 
@@ -199,10 +203,10 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     if plan.tally_minutes > 0 and find_levels(recording):
         counting = TrainOptions(minutes=plan.tally_minutes, adam_lr=1e-3, seed=options.seed)
         tally = work.timed("tally", lambda: fit_tally(stage, autoencoder, alone, counting))
-    flow = None
-    if options.flow_minutes > 0:
-        training = TrainOptions(minutes=options.flow_minutes, seed=options.seed)
-        flow = work.timed("flow", lambda: fit_flow(stage, autoencoder, alone, training))
+    geometry = None
+    if options.geometry_minutes > 0:
+        seeing = TrainOptions(minutes=options.geometry_minutes, adam_lr=RATE, seed=options.seed)
+        geometry = work.timed("geometry", lambda: fit_geometry(stage, autoencoder, alone, seeing))
     latents = work.timed("encode", lambda: encode(stage, autoencoder))
     minutes = work.remember("denoiser_minutes", _denoiser_minutes(options, plan, work))
     training = TrainOptions(minutes=minutes, adam_lr=5e-4, seed=options.seed)
@@ -229,7 +233,7 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     windows, rollouts = (64, 4) if minutes < 10 else (256, 16)
     scope = EvaluateOptions(windows, rollouts, PLAYED_FRAMES, QUICK, options.seed)
     took = {name: round(seconds / 60, 1) for name, seconds in work.stages.items()}
-    networks = Networks(autoencoder, denoiser, sampler, outcome, flow, tally)
+    networks = Networks(autoencoder, denoiser, sampler, outcome, geometry, tally)
     metrics = work.timed(
         "evaluate",
         lambda: finish_checkpoint(stage, networks, latents, options.out, took, scope),
@@ -257,12 +261,12 @@ def make_plan(options: CreateOptions, device: str, init: Checkpoint | None) -> P
     record = 0.0 if options.data is not None else frames / recorded_per_second
     encode = frames / ENCODED_PER_SECOND[device]
     evaluate = min(120.0, EVALUATION_SHARE * total)
-    if options.flow_minutes > 0:
-        encode *= 3  # flows are measured between frames, and moved frames encoded too
-    training = max(total - record - encode - evaluate - 60 * options.flow_minutes, 0.3 * total) / 60
+    if options.geometry_minutes > 0:
+        encode *= 3  # the games are played once more, and moved frames encoded too
+    training = max(total - record - encode - evaluate - 60 * options.geometry_minutes, 0.3 * total) / 60
     shares = [0.2, 0.48, 0.1, 0.15, 0.03] if init is not None else [0.27, 0.41, 0.1, 0.15, 0.03]
     alone = init is not None and init.config.spec == options.spec and init.autoencoder.compensation is None
-    if alone and options.flow_minutes == 0:
+    if alone and options.geometry_minutes == 0:
         shares[1], shares[3] = shares[1] + shares[3], 0.0
     perceptual = 0.0
     if options.lpips_weights is not None:
@@ -279,7 +283,7 @@ def make_plan(options: CreateOptions, device: str, init: Checkpoint | None) -> P
         shares[4] * training,
         evaluate,
         TALLY_SHARE * training,
-        options.flow_minutes,
+        options.geometry_minutes,
         perceptual,
     )
 
@@ -370,7 +374,7 @@ def _announce(options: CreateOptions, plan: Plan, work: Path, device: torch.devi
         f"plan: {plan.frames:,} frames recorded in {plan.record_seconds:.0f} s, autoencoder "
         f"{plan.autoencoder_minutes:.1f} min, encoding {plan.encode_seconds:.0f} s, "
         + (f"tally {plan.tally_minutes:.1f} min, " if plan.tally_minutes else "")
-        + (f"flow {plan.flow_minutes:.1f} min, " if plan.flow_minutes else "")
+        + (f"flow {plan.geometry_minutes:.1f} min, " if plan.geometry_minutes else "")
         + "denoiser about "
         f"{plan.denoiser_minutes:.1f} min, distillation {plan.distill_minutes:.1f} min, "
         + (f"by what is seen {plan.perceptual_minutes:.1f} min, " if plan.perceptual_minutes else "")

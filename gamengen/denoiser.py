@@ -35,7 +35,7 @@ class DenoiserConfig:
         noise_blocks: likewise for the noise network.
         motions: kernels of the learned motion that moves the newest latents by the actions.
         embedding: width of the FiLM embedding.
-        moved: whether the context ends with one latent more, of the last frame moved; see :mod:`gamengen.flow`.
+        moved: whether the context ends with one latent more, of the last frame moved; see :mod:`gamengen.geometry`.
         told: whether it begins with one more, of what the score bar will show; see :mod:`gamengen.tally`.
     """
 

@@ -16,7 +16,7 @@ from gamengen.diffusion import SamplerConfig
 from gamengen.evaluation.evaluate import evaluate_checkpoint
 from gamengen.evaluation.options import EvaluateOptions
 from gamengen.evaluation.windows import unseen_episodes
-from gamengen.flow import FlowNetwork
+from gamengen.geometry import Geometry
 from gamengen.latents import LatentEpisodes
 from gamengen.model_card import write_card
 from gamengen.outcome import OutcomeHead
@@ -35,7 +35,7 @@ class Networks:
     denoiser: Denoiser
     sampler: SamplerConfig
     outcome: OutcomeHead | None = None
-    flow: FlowNetwork | None = None
+    geometry: Geometry | None = None
     tally: Tally | None = None
 
 
@@ -54,7 +54,7 @@ def finish_checkpoint(
     # Measured is what a player will load, not what training held in memory.
     autoencoder, denoiser = as_stored(networks.autoencoder), as_stored(networks.denoiser)
     outcome = as_stored(networks.outcome) if networks.outcome is not None else None
-    flow = as_stored(networks.flow) if networks.flow is not None else None
+    geometry = as_stored(networks.geometry) if networks.geometry is not None else None
     tally = as_stored(networks.tally) if networks.tally is not None else None
     header, infos = stage.recording.header, stage.recording.episodes()
     seeds = [info.seed for info in infos]
@@ -75,12 +75,13 @@ def finish_checkpoint(
     config = CheckpointConfig(
         out.name, header.spec, stage.preset, header.action_set, header.height, header.width, header.frame_skip,
         header.fps, autoencoder.config, denoiser.config, networks.sampler, data, training, git_commit(),
-        header.notice, outcome.config if outcome is not None else None, flow.config if flow is not None else None,
+        header.notice, outcome.config if outcome is not None else None,
+        geometry.config if geometry is not None else None,
         tally.config if tally is not None else None,
     )  # fmt: skip
     train, _ = find_footage(stage.recording, latents)
     spawns = choose_spawns(train, denoiser.config.context, bool(autoencoder.config.compensation), stage.seed)
-    checkpoint = Checkpoint(config, autoencoder, denoiser, spawns, {}, outcome, flow, tally)
+    checkpoint = Checkpoint(config, autoencoder, denoiser, spawns, {}, outcome, geometry, tally)
     # Where the game's episodes are short, so are the free plays: it is no reason to fail at the very end.
     longest = max(info.frames for info in unseen_episodes(checkpoint, stage.recording))
     room = max(1, longest - denoiser.config.context)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from gamengen.flow import FINER, Mover
+from gamengen.geometry import Mover
 from gamengen.latents import LatentEpisodes, gather_windows, window_starts
 
 LONGEST_PLAY = 32  # frames
@@ -22,10 +22,10 @@ class FreePlays:
     """``count`` free plays, side by side.
 
     Where the denoiser sees the last frame moved, that is the play's own too: its latents decoded, moved and encoded.
-    Where it is told the score, that is the recorded one.
+    The camera moves as the recorded one did. Where it is told the score, that is the recorded one.
 
     Args:
-        episodes: where they begin, and whose actions they follow; with a ``mover``, flows and moved latents are known.
+        episodes: where they begin, and whose actions they follow; with motions and moved latents for a ``mover``.
         count: N, how many.
         context: K, past frames that the model sees.
         longest: frames of the longest play; where an episode ends before, as many as it has.
@@ -47,7 +47,6 @@ class FreePlays:
         self._mover = mover
         self._latents = torch.zeros(count, context, *shape, device=device)
         self._moved = torch.zeros(count, *shape, device=device)
-        self._flows = torch.zeros(count, 2, FINER * shape[1], FINER * shape[2], device=device)
         self._first = torch.zeros(count, dtype=torch.int64)
         self._left = torch.zeros(count, dtype=torch.int64)  # frames until the play gives way; 0 has not begun
         self._began = torch.zeros(count, dtype=torch.int64)  # the recorded frame that the play began after
@@ -66,9 +65,8 @@ class FreePlays:
             self._latents[number] = gather_windows(self._episodes, start[None], self._context)[0][0]
             self._first[number], self._left[number] = int(start), int(rng.integers(1, longest + 1))
             self._began[number] = int(start) + self._context - 1
-            if self._episodes.moved is not None and self._episodes.flows is not None:
+            if self._episodes.moved is not None:
                 self._moved[number] = self._episodes.moved[start + self._context - 1]
-                self._flows[number] = self._episodes.flows[start + self._context - 1]
         latents, actions = gather_windows(self._episodes, self._first.numpy(), self._context + 1)
         return self._contexts(), actions[:, :-1], latents[:, -1]
 
@@ -81,7 +79,8 @@ class FreePlays:
         self._left -= 1
         if self._mover is not None:
             actions = gather_windows(self._episodes, self._first.numpy(), self._context)[1]
-            self._moved, self._flows = move_decoded(self._mover, self._latents, actions, self._flows)
+            newest = self._first + self._context - 1
+            self._moved = move_decoded(self._mover, self._latents, actions, self._episodes, newest)
 
     def past(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What the next step of each play follows from, where none has ended.
@@ -112,7 +111,7 @@ class FreePlays:
     def state(self) -> dict[str, torch.Tensor]:
         """For the training state: a resumed training goes on with the same plays."""
         played = {"latents": self._latents, "first": self._first, "left": self._left, "began": self._began}
-        return played if self._mover is None else played | {"moved": self._moved, "flows": self._flows}
+        return played if self._mover is None else played | {"moved": self._moved}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Go on with the plays of :meth:`state`; as many others begin where it was of another batch or version."""
@@ -121,7 +120,7 @@ class FreePlays:
         self._latents = state["latents"].to(self._latents)
         self._first, self._left, self._began = (state[name].cpu() for name in ("first", "left", "began"))
         if self._mover is not None:
-            self._moved, self._flows = state["moved"].to(self._moved), state["flows"].to(self._flows)
+            self._moved = state["moved"].to(self._moved)
 
 
 def play_starts(lengths: tuple[int, ...], context: int) -> tuple[np.ndarray, np.ndarray]:
@@ -137,19 +136,22 @@ def play_starts(lengths: tuple[int, ...], context: int) -> tuple[np.ndarray, np.
 
 @torch.no_grad()
 def move_decoded(
-    mover: Mover, latents: torch.Tensor, actions: torch.Tensor, flows: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What ``mover`` gives for the newest of latents (B, K, C, h, w), decoded alone.
+    mover: Mover, latents: torch.Tensor, actions: torch.Tensor, episodes: LatentEpisodes, newest: torch.Tensor
+) -> torch.Tensor:
+    """What ``mover`` makes of the newest of latents (B, K, C, h, w), decoded alone, as the recorded camera moved.
 
     Args:
         mover: with the decoder.
         latents: oldest first.
         actions: (B, K, A); the last is held now.
-        flows: by which the newest frames came (B, 2, 2 h, 2 w).
+        episodes: with the motions.
+        newest: the recorded frames (B,) that stand in the place of the newest latents.
 
     Returns:
-        Latents of the frames moved (B, C, h, w), and their flows (B, 2, 2 h, 2 w), float32.
+        Latents of the frames moved (B, C, h, w) float32.
     """
+    assert episodes.motions is not None
     frames = mover.autoencoder.decode_frames(latents[:, -1])
-    seen, following = mover(latents, actions, frames, flows)
-    return seen[:, -1].float(), following.float()
+    history, motion = episodes.moving(newest), episodes.motions[newest.to(episodes.motions.device)]
+    context, _, _ = mover(latents, actions, frames, history.to(latents.device), motion.to(latents.device))
+    return context[:, -1].float()

@@ -21,6 +21,7 @@ from torch import nn
 
 from agents.errors import DataError
 from gamengen.autoencoder import Autoencoder
+from gamengen.geometry import HISTORY
 from gamengen.tally import TELLING, Tally
 from gamengen.train_autoencoder import encode_frames
 from recorder.episodes import EpisodeInfo, read_episode
@@ -38,7 +39,7 @@ class LatentEpisodes:
         latents: (N, C, h, w) float16.
         actions: (N, A) float32.
         lengths: frames of each episode, in order; they sum to N.
-        flows: from each frame to the next (N, 2, 2 h, 2 w) float16, where they were measured.
+        motions: of the camera from each frame to the next (N, 4) float32, where they are known; 0 from the last.
         moved: latents of each frame moved to the next (N, C, h, w) float16, where that was done.
         counts: what the score bar counts (N, L) float32, and ``tally``, by which a denoiser is told, where it is.
     """
@@ -46,26 +47,36 @@ class LatentEpisodes:
     latents: torch.Tensor
     actions: torch.Tensor
     lengths: tuple[int, ...]
-    flows: torch.Tensor | None = None
+    motions: torch.Tensor | None = None
     moved: torch.Tensor | None = None
     counts: torch.Tensor | None = None
     tally: Tally | None = None
 
     def to(self, device: torch.device) -> LatentEpisodes:
         """The same on ``device``."""
-        flows, moved, counts = (
-            part.to(device) if part is not None else None for part in (self.flows, self.moved, self.counts)
+        motions, moved, counts = (
+            part.to(device) if part is not None else None for part in (self.motions, self.moved, self.counts)
         )
         latents, actions = self.latents.to(device), self.actions.to(device)
-        return LatentEpisodes(latents, actions, self.lengths, flows, moved, counts, self.tally)
+        return LatentEpisodes(latents, actions, self.lengths, motions, moved, counts, self.tally)
 
     def history(self, frames: torch.Tensor) -> torch.Tensor:
         """Counts of ``frames`` (B,) and those before them (B, TELLING + 1, L), none of the episode before."""
         assert self.counts is not None
-        first = torch.tensor([0, *self.lengths[:-1]]).cumsum(0)
-        begins = first[torch.searchsorted(first, frames.cpu().contiguous(), right=True) - 1]
-        index = torch.maximum(frames.cpu()[:, None] + torch.arange(-TELLING, 1), begins[:, None])
+        index = torch.maximum(frames.cpu()[:, None] + torch.arange(-TELLING, 1), self._begins(frames))
         return self.counts[index.to(self.counts.device)]
+
+    def moving(self, frames: torch.Tensor) -> torch.Tensor:
+        """The motions by which ``frames`` (B,) and those before them came (B, HISTORY, 4); 0 before an episode."""
+        assert self.motions is not None
+        index = frames.cpu()[:, None] + torch.arange(-HISTORY, 0)
+        known = (index >= self._begins(frames))[..., None].to(self.motions.device)
+        return self.motions[index.clamp(min=0).to(self.motions.device)] * known
+
+    def _begins(self, frames: torch.Tensor) -> torch.Tensor:
+        """First frames of the episodes of ``frames`` (B,), as (B, 1)."""
+        first = torch.tensor([0, *self.lengths[:-1]]).cumsum(0)
+        return first[torch.searchsorted(first, frames.cpu().contiguous(), right=True) - 1][:, None]
 
     def tell(self, frames: torch.Tensor, past: torch.Tensor) -> torch.Tensor:
         """``past`` (B, K, C, h, w), told what the score bar of ``frames`` (B,) shows, where a tally tells it."""

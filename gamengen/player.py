@@ -8,8 +8,8 @@ import torch
 
 from gamengen.denoiser import Denoiser
 from gamengen.diffusion import SamplerConfig, sample_next
-from gamengen.flow import Mover
 from gamengen.free_plays import FreePlays
+from gamengen.geometry import Mover
 from gamengen.latents import LatentEpisodes
 from gamengen.processes import spread
 from gamengen.training import Task

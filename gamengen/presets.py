@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from agents.errors import OptionError
 from gamengen.autoencoder import AutoencoderConfig
 from gamengen.denoiser import DenoiserConfig
-from gamengen.flow import FlowConfig
+from gamengen.geometry import GeometryConfig
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Preset:
     autoencoder: AutoencoderConfig
     denoiser: DenoiserConfig
     measured: str
-    flow: FlowConfig = field(default_factory=FlowConfig)
+    geometry: GeometryConfig = field(default_factory=GeometryConfig)
 
 
 PRESETS = {
@@ -33,14 +33,14 @@ PRESETS = {
             context=16, widths=(384, 768), context_blocks=(3, 6, 3), noise_blocks=(2, 4, 2), embedding=512
         ),
         "not measured yet",
-        FlowConfig(context=16),
+        GeometryConfig(context=16),
     ),
     "tiny": Preset(
         AutoencoderConfig(channels=8, widths=(16, 16, 32), encoder_blocks=(0, 0, 0), decoder_blocks=(0, 0, 0)),
         DenoiserConfig(context=4, channels=8, widths=(32, 32), context_blocks=(0, 1, 0), noise_blocks=(0, 1, 0),
                        embedding=32),
         "for tests only: it learns nothing worth seeing",
-        FlowConfig(context=4, channels=8, widths=(16, 16), blocks=(0, 1, 0), embedding=32),
+        GeometryConfig(context=4, channels=8, widths=(16, 16), blocks=(0, 1, 0), embedding=32),
     ),
 }  # fmt: skip
 

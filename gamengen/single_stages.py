@@ -27,7 +27,7 @@ from gamengen.stages import (
     fit_autoencoder,
     fit_decoder,
     fit_denoiser,
-    fit_flow,
+    fit_geometry,
     fit_matched,
     fit_outcome,
     fit_perceptual,
@@ -36,7 +36,8 @@ from gamengen.stages import (
     fit_tally,
     load_autoencoder,
     load_denoiser,
-    load_flow,
+    load_geometry,
+    load_mover,
     load_outcome,
     load_player,
     load_recount,
@@ -78,18 +79,18 @@ def train_denoiser(
     latents = encode(stage, autoencoder)
     denoiser = fit_denoiser(stage, autoencoder, latents, options, faithful)
     tally = load_tally(stage, autoencoder)
-    networks = Networks(autoencoder, denoiser, SamplerConfig(), flow=load_flow(stage), tally=tally)
-    return _write_stage(stage, networks, latents, out, ("autoencoder", "flow", "tally", "denoiser"))
+    networks = Networks(autoencoder, denoiser, SamplerConfig(), geometry=load_geometry(stage), tally=tally)
+    return _write_stage(stage, networks, latents, out, ("autoencoder", "geometry", "tally", "denoiser"))
 
 
-def train_flow(
+def train_geometry(
     data: Path, work: Path, preset: str, init: str | None, options: TrainOptions, device: str
 ) -> dict[str, Any]:
-    """``gamengen train flow``: returns the last held-out figures."""
+    """``gamengen train geometry``: returns the last held-out figures."""
     stage = _stage(data, work, preset, init, options, device)
     autoencoder = load_autoencoder(stage)
-    fit_flow(stage, autoencoder, encode_alone(stage, autoencoder), options)
-    return {"device": describe_device(stage.device), **_last_figures(work / "flow")}
+    fit_geometry(stage, autoencoder, encode_alone(stage, autoencoder), options)
+    return {"device": describe_device(stage.device), **_last_figures(work / "geometry")}
 
 
 def train_tally(
@@ -113,8 +114,8 @@ def distill(data: Path, work: Path, out: Path, preset: str, options: TrainOption
     latents = encode(stage, autoencoder)
     student = fit_student(stage, autoencoder, denoiser, latents, options)
     tally = load_tally(stage, autoencoder)
-    networks = Networks(autoencoder, student, SamplerConfig(STUDENT_STEPS), flow=load_flow(stage), tally=tally)
-    return _write_stage(stage, networks, latents, out, ("autoencoder", "flow", "tally", "denoiser", "student"))
+    networks = Networks(autoencoder, student, SamplerConfig(STUDENT_STEPS), geometry=load_geometry(stage), tally=tally)
+    return _write_stage(stage, networks, latents, out, ("autoencoder", "geometry", "tally", "denoiser", "student"))
 
 
 def train_perceptual(
@@ -132,6 +133,8 @@ def train_perceptual(
     _check_outcome_minutes(outcome_minutes)
     eyes = Lpips.load(weights)
     stage, start = _going_on(data, work, init, options, device)
+    if stage.moves:
+        raise OptionError("it sees the last frame moved, which cannot be trained so", f"--init {init}", "give another")
     autoencoder = place(start.autoencoder, stage.device)
     tally = place(start.tally, stage.device).requires_grad_(False) if start.tally is not None else None
     latents = count_score(stage.recording, tally, encode_alone(stage, autoencoder))
@@ -140,18 +143,28 @@ def train_perceptual(
 
 
 def match(
-    data: Path, work: Path, out: Path, init: str, options: TrainOptions, outcome_minutes: float, device: str
+    data: Path,
+    work: Path,
+    out: Path,
+    init: str,
+    options: TrainOptions,
+    outcome_minutes: float,
+    device: str,
+    share: float = 1.0,
 ) -> dict[str, Any]:
     """``gamengen train match``: trains, evaluates and writes the checkpoint."""
     check_writable(out)
     _check_outcome_minutes(outcome_minutes)
+    if not 0 < share <= 1:
+        raise OptionError(f"must be more than 0 and at most 1, got {share}", "--share", "for example 0.7")
     stage, start = _going_on(data, work, init, options, device)
     teacher, autoencoder = load_denoiser(stage), place(start.autoencoder, stage.device)
     tally = load_tally(stage, autoencoder)
-    latents = count_score(stage.recording, tally, encode_alone(stage, autoencoder))
-    student = seeing(start.denoiser, moved=False, told=tally is not None)
-    denoiser = fit_matched(stage, autoencoder, student, teacher, latents, options)
-    return _write_student(stage, denoiser, tally, latents, out, ("tally", "denoiser", "matched"), outcome_minutes)
+    latents = encode(stage, autoencoder)
+    student = seeing(start.denoiser, stage.moves, tally is not None)
+    denoiser = fit_matched(stage, autoencoder, student, teacher, latents, options, share)
+    names = ("geometry", "tally", "denoiser", "matched")
+    return _write_student(stage, denoiser, tally, latents, out, names, outcome_minutes)
 
 
 def _check_outcome_minutes(minutes: float) -> None:
@@ -164,8 +177,6 @@ def _going_on(data: Path, work: Path, init: str, options: TrainOptions, device: 
     stage = _stage(data, work, load_checkpoint(init).config.preset, init, options, device)
     start, header = stage.init, stage.recording.header
     assert start is not None
-    if start.flow is not None:
-        raise OptionError("it sees the last frame moved, which cannot be trained so", f"--init {init}", "give another")
     same = (
         start.config.spec,
         start.config.action_set,
@@ -190,16 +201,17 @@ def _write_student(
     """Write the checkpoint that the stage began with, with another student, and with its outcome head or a new one."""
     assert stage.init is not None
     autoencoder, outcome = place(stage.init.autoencoder, stage.device), stage.init.outcome
-    sampler = SamplerConfig(STUDENT_STEPS)
+    player = Player(denoiser, SamplerConfig(STUDENT_STEPS), load_mover(stage, autoencoder))
     if outcome_minutes and tally is not None:
         counting = TrainOptions(minutes=outcome_minutes / 2, adam_lr=RECOUNT_RATE, seed=stage.seed)
-        tally = fit_recount(stage, tally, latents, Player(denoiser, sampler), counting)
+        tally = fit_recount(stage, tally, latents, player, counting)
         names = (*names, "recount")
     if outcome_minutes:
         telling = TrainOptions(minutes=outcome_minutes, adam_lr=1e-3, seed=stage.seed)
-        outcome = fit_outcome(stage, autoencoder, latents, telling, Player(denoiser, sampler))
+        outcome = fit_outcome(stage, autoencoder, latents, telling, player)
         names = (*names, "outcome")
-    return _write_stage(stage, Networks(autoencoder, denoiser, sampler, outcome, tally=tally), latents, out, names)
+    networks = Networks(autoencoder, denoiser, player.sampler, outcome, load_geometry(stage), tally)
+    return _write_stage(stage, networks, latents, out, names)
 
 
 def train_decoder(
@@ -216,7 +228,7 @@ def train_decoder(
     autoencoder = fit_decoder(stage, plain, played, latents, options)
     outcome = load_outcome(stage, plain, latents)
     tally = load_recount(stage, load_tally(stage, plain), played)
-    networks = Networks(autoencoder, played, sampler, outcome, load_flow(stage), tally)
+    networks = Networks(autoencoder, played, sampler, outcome, load_geometry(stage), tally)
     return _write_stage(stage, networks, latents, out, STAGES)
 
 

@@ -19,7 +19,7 @@ ROUNDS = 10
 def choose_spawns(footage: Footage, context: int, frames: bool, seed: int) -> Spawns:
     """Starts that stand for all that is seen: the middles of as many clusters of random windows, by their last latents.
 
-    With ``frames``, the one on screen at each start is kept too, and the flow by which it came, where flows are known.
+    With ``frames``, the one on screen at each start is kept too, and the motions by which it came where they are known.
     """
     starts = _starts(footage.episodes.lengths, context)
     rng = np.random.default_rng([seed, 7])
@@ -30,10 +30,10 @@ def choose_spawns(footage: Footage, context: int, frames: bool, seed: int) -> Sp
     if frames:
         last = [footage.frames(int(starts[number]) + context - 1, 1) for number in chosen]
         shown = torch.from_numpy(np.concatenate(last))
-    flows = footage.episodes.flows
-    if flows is not None:
-        flows = flows[torch.from_numpy(starts[chosen] + context - 2)].half().cpu()
-    return Spawns(latents[chosen].half().cpu(), actions[chosen].float().cpu(), shown, flows)
+    motions = None
+    if footage.episodes.motions is not None:
+        motions = footage.episodes.moving(torch.from_numpy(starts[chosen] + context - 1)).float().cpu()
+    return Spawns(latents[chosen].half().cpu(), actions[chosen].float().cpu(), shown, motions)
 
 
 def middles(points: torch.Tensor, count: int) -> list[int]:

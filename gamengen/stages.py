@@ -1,8 +1,8 @@
-"""The stages of making a game, each resumable: autoencoder, latents, flow, denoiser, student, decoder, outcome.
+"""The stages of making a game, each resumable: autoencoder, latents, geometry, denoiser, student, decoder, outcome.
 
-All of them keep what they make in one work folder: ``autoencoder/``, ``latents/``, ``flows/``, ``flow/``, ``moved/``,
-``tally/``, ``denoiser/``, ``student/``, ``decoder/`` and ``outcome/``. Where it has a flow network, the denoiser, its
-student and the decoder see the last frame moved; where there is a tally, they are told the score.
+All of them keep what they make in one work folder: ``autoencoder/``, ``latents/``, ``views/``, ``geometry/``,
+``moved/``, ``tally/``, ``denoiser/``, ``student/``, ``decoder/`` and ``outcome/``. Where there is a geometry, the
+denoiser, its student and the decoder see the last frame moved; where there is a tally, they are told the score.
 """
 
 from __future__ import annotations
@@ -13,20 +13,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from agents.errors import CheckpointError, OptionError
-from gamengen.autoencoder import Autoencoder
+from gamengen.autoencoder import FACTOR, Autoencoder
 from gamengen.checkpoints import check_fits, load_fitting
-from gamengen.compensation import Camera
 from gamengen.denoiser import Denoiser, seeing
 from gamengen.devices import Model, place
 from gamengen.diffusion import SamplerConfig
 from gamengen.evaluation.lpips import Lpips
-from gamengen.flow import FlowNetwork, Mover
-from gamengen.flow_cache import find_camera, load_flows, load_moved, measure_recording, move_recording
+from gamengen.geometry import Geometry, Mover
+from gamengen.geometry_cache import load_motions, load_moved, load_scenes, move_recording, see_recording
 from gamengen.latents import LatentEpisodes, encode_recording, load_latents
 from gamengen.outcome import OutcomeHead
 from gamengen.player import Player
@@ -36,13 +33,13 @@ from gamengen.tally import Tally, TallyConfig
 from gamengen.train_autoencoder import POOL_FRAMES, AutoencoderTask, load_frame_pool
 from gamengen.train_decoder import CAMERA_PAIRS, DecoderTask, find_footage
 from gamengen.train_denoiser import DenoiserTask
-from gamengen.train_flow import FlowTask
+from gamengen.train_geometry import GeometryTask
 from gamengen.train_matching import MatchingTask
 from gamengen.train_outcome import OutcomeTask, find_results, outcome_config
 from gamengen.train_perceptual import PerceptualTask
 from gamengen.train_student import STUDENT_STEPS, StudentTask
 from gamengen.train_tally import TallyTask, find_levels, make_tally, with_counts
-from gamengen.training import Trainer, TrainOptions, load_finished
+from gamengen.training import Trainer, TrainOptions, leave_weights, load_finished
 from gamengen.work_folder import Stage, check_made_for, note_beginning, was_made_for
 from recorder.recording import Recording, write_json
 
@@ -120,7 +117,8 @@ def load_student(stage: Stage, denoiser: Denoiser) -> Denoiser | None:
     """
     matched = stage.work / "matched"
     if (matched / "final.safetensors").is_file() and was_made_for(matched, "teacher", denoiser):
-        return _load_stage(_fresh_denoiser(stage), stage, "matched")
+        shared = (matched / "shared" / "final.safetensors").is_file()
+        return _load_stage(_fresh_denoiser(stage), stage, "matched/shared" if shared else "matched")
     if not (stage.work / "student" / "final.safetensors").is_file():
         return None
     check_made_for(stage.work / "student", "denoiser", denoiser)
@@ -149,13 +147,13 @@ def load_player(stage: Stage, autoencoder: Autoencoder) -> Player | None:
 def encode(stage: Stage, autoencoder: Autoencoder) -> tuple[LatentEpisodes, LatentEpisodes]:
     """Encode the recording, where that is not done, and read the latents: (train, held out).
 
-    Where the work folder has a flow network, the frames are moved too; where there is a tally, the score is counted.
+    Where there is a geometry, the frames are moved too; where there is a tally, the score is counted.
     """
     latents = count_score(stage.recording, load_tally(stage, autoencoder), encode_alone(stage, autoencoder))
     mover = load_mover(stage, autoencoder)
     if mover is None:
         return latents
-    latents = _measure_flows(stage, mover.network.camera, latents)
+    latents = load_motions(_see(stage), latents)
     with first_goes_first():
         move_recording(stage.recording, mover, stage.work, stage.work / "moved")
     return load_moved(stage.work / "moved", mover, latents)
@@ -183,62 +181,55 @@ def encode_alone(stage: Stage, autoencoder: Autoencoder) -> tuple[LatentEpisodes
     return load_latents(folder, autoencoder)
 
 
-def fit_flow(
+def fit_geometry(
     stage: Stage, autoencoder: Autoencoder, latents: tuple[LatentEpisodes, LatentEpisodes], options: TrainOptions
-) -> FlowNetwork:
-    """Train the flow network, or load it where this budget is spent already."""
+) -> Geometry:
+    """Train the geometry, or load it where this budget is spent already.
+
+    Raises:
+        DataError: the game tells no distances, or goes another way now than it was recorded.
+    """
     torch.manual_seed(stage.seed + 5)
-    model, folder = _fresh_flow(stage), stage.work / "flow"
+    model, folder = _fresh_geometry(stage), stage.work / "geometry"
     check_made_for(folder, "encoder", autoencoder.encoder)
     if not load_finished(model, folder, options):
-        if stage.init is not None and stage.init.flow is not None:
-            load_fitting(model, stage.init.flow)
-        _learn_camera(stage, model)
-        latents = _measure_flows(stage, model.camera, latents)
-        Trainer(FlowTask(model, *latents, stage.seed + 5, stage.batch("flow")), options, folder).run()
+        if stage.init is not None and stage.init.geometry is not None:
+            load_fitting(model, stage.init.geometry)
+        scenes = load_scenes(_see(stage), latents)
+        Trainer(GeometryTask(model, *scenes, stage.seed + 5, stage.batch("geometry")), options, folder).run()
     return model.eval()
 
 
-def _learn_camera(stage: Stage, model: FlowNetwork) -> None:
-    """Learn the camera of the flow network, which takes a minute or two, once for all runs of the stage."""
-    path = stage.work / "flow" / "camera.safetensors"
-    try:
-        with first_goes_first():
-            if not path.is_file():
-                camera = find_camera(stage.recording, model.config.context, stage.seed)
-                partial = path.with_suffix(".partial")
-                save_file(camera.state_dict(), partial)
-                partial.replace(path)
-        model.camera.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"cannot use the camera ({error})", path, "delete the file to learn it anew") from error
-
-
-def _measure_flows(
-    stage: Stage, camera: Camera, latents: tuple[LatentEpisodes, LatentEpisodes]
-) -> tuple[LatentEpisodes, LatentEpisodes]:
-    folder, context = stage.work / "flows", find_preset(stage.preset).denoiser.context
+def _see(stage: Stage) -> Path:
+    """The cache of how far things were and how the camera moved, made where it is not yet."""
+    folder = stage.work / "views"
     with first_goes_first():
-        measure_recording(stage.recording, camera, context, folder)
-    return load_flows(folder, camera, latents)
+        see_recording(stage.recording, folder)
+    return folder
 
 
 def load_mover(stage: Stage, autoencoder: Autoencoder) -> Mover | None:
-    """The flow network that an earlier stage left in the work folder, with its encoder; or None.
+    """The geometry that the last frame is moved by, with its encoder; or None.
 
     Raises:
         CheckpointError: it is another encoder's.
     """
-    network = load_flow(stage)
-    if network is None:
+    geometry = load_geometry(stage)
+    if geometry is None:
         return None
-    check_made_for(stage.work / "flow", "encoder", autoencoder.encoder)
-    return Mover(network.requires_grad_(False), autoencoder)
+    if (stage.work / "geometry").is_dir():
+        check_made_for(stage.work / "geometry", "encoder", autoencoder.encoder)
+    return Mover(geometry.requires_grad_(False), autoencoder)
 
 
-def load_flow(stage: Stage) -> FlowNetwork | None:
-    """The flow network that an earlier stage left in the work folder, or None."""
-    return _load_stage(_fresh_flow(stage), stage, "flow") if stage.moves else None
+def load_geometry(stage: Stage) -> Geometry | None:
+    """The geometry that an earlier stage left in the work folder, or else that of the checkpoint to start from."""
+    if not stage.moves:
+        return None
+    if (stage.work / "geometry" / "final.safetensors").is_file():
+        return _load_stage(_fresh_geometry(stage), stage, "geometry")
+    assert stage.init is not None and stage.init.geometry is not None
+    return place(copy.deepcopy(stage.init.geometry), stage.device).eval()
 
 
 def fit_tally(
@@ -330,7 +321,7 @@ def fit_denoiser(
                 note_beginning(stage.init, folder)
         mover = load_mover(stage, autoencoder)
         if mover is not None:
-            check_made_for(folder, "flow", mover.network)
+            check_made_for(folder, "geometry", mover.geometry.distance)  # the camera is not asked in training
         batch = stage.batch("denoiser")
         task = DenoiserTask(model, autoencoder, *latents, stage.seed, batch, mover=mover, faithful=faithful)
         Trainer(task, options, folder).run()
@@ -385,16 +376,25 @@ def fit_matched(
     teacher: Denoiser,
     latents: tuple[LatentEpisodes, LatentEpisodes],
     options: TrainOptions,
+    share: float = 1.0,
 ) -> Denoiser:
-    """``student`` trained on to make what ``teacher`` would as often as that would, or loaded where that is done."""
+    """``student`` trained on to make what ``teacher`` would as often as that would, or loaded where that is done.
+
+    Of its weights ``share`` is what it has become, the rest what it was.
+    """
     model, folder = place(copy.deepcopy(student), stage.device), stage.work / "matched"
     check_made_for(folder, "student", student)
     check_made_for(folder, "teacher", teacher)
     if stage.init is not None:
         note_beginning(stage.init, folder)
     if not load_finished(model, folder, options):
-        task = MatchingTask(model, teacher, autoencoder, *latents, stage.seed + 7, stage.batch("matched"))
+        batch, mover = stage.batch("matched"), load_mover(stage, autoencoder)
+        task = MatchingTask(model, teacher, autoencoder, *latents, stage.seed + 7, batch, mover)
         Trainer(task, options, folder).run()
+    # Of fine-tuned weights and those before, as Wortsman et al. (arXiv 2109.01903) average them.
+    before = student.state_dict()
+    model.load_state_dict({name: before[name].lerp(part, share) for name, part in model.state_dict().items()})
+    leave_weights(model.state_dict(), folder / "shared", {})
     return model.eval()
 
 
@@ -444,9 +444,15 @@ def _fresh_denoiser(stage: Stage) -> Denoiser:
     return place(Denoiser(replace(sizes, actions=actions, moved=stage.moves, told=stage.counts)), stage.device)
 
 
-def _fresh_flow(stage: Stage) -> FlowNetwork:
-    actions = stage.recording.header.action_set.size
-    return place(FlowNetwork(replace(find_preset(stage.preset).flow, actions=actions)), stage.device)
+def _fresh_geometry(stage: Stage) -> Geometry:
+    header = stage.recording.header
+    sizes = replace(
+        find_preset(stage.preset).geometry,
+        actions=header.action_set.size,
+        height=header.height // FACTOR,
+        width=header.width // FACTOR,
+    )
+    return place(Geometry(sizes), stage.device)
 
 
 def _load_stage(model: Model, stage: Stage, name: str) -> Model:

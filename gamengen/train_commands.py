@@ -1,4 +1,4 @@
-"""The commands that train one stage: ``gamengen train autoencoder``, ``flow``, ``denoiser``, ``distill``,
+"""The commands that train one stage: ``gamengen train autoencoder``, ``geometry``, ``denoiser``, ``distill``,
 ``perceptual``, ``match``, ``decoder`` and ``outcome``."""
 
 from __future__ import annotations
@@ -83,26 +83,26 @@ class TrainAutoencoder(_FromCheckpoint):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainFlow(_FromCheckpoint):
-    """Train the network that moves the last frame as the view moves, where one walks. Run again, it goes on.
+class TrainGeometry(_FromCheckpoint):
+    """Train what tells how the camera moves and how far things are, for Doom games in which one walks.
 
-    The work folder holds the autoencoder that gamengen train autoencoder made there. What is trained there afterwards
-    sees the last frame moved.
+    The recorded games are played once more for their distances. The work folder holds the autoencoder that gamengen
+    train autoencoder made there. What is trained there afterwards sees the last frame moved. Run again, it goes on.
 
-    Example: gamengen train flow --data data/deathmatch --work runs/deathmatch --minutes 12
+    Example: gamengen train geometry --data data/deathmatch --work runs/deathmatch --minutes 12
     """
 
     work: Path
-    """Work folder with a trained autoencoder; the network lies in its sub-folder flow/."""
+    """Work folder with a trained autoencoder; the networks lie in its sub-folder geometry/."""
     adam_lr: float = 1e-3
     """Learning rate of everything else."""
 
     def run(self) -> dict[str, Any]:
         """Train."""
-        from gamengen.single_stages import train_flow
+        from gamengen.single_stages import train_geometry
 
-        figures = train_flow(self.data, self.work, self.preset, self.init, self.options(), self.device)
-        return {"folder": str(self.work / "flow"), **figures}
+        figures = train_geometry(self.data, self.work, self.preset, self.init, self.options(), self.device)
+        return {"folder": str(self.work / "geometry"), **figures}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,11 +217,16 @@ class TrainMatch(_Student):
     adam_lr: float = 1e-4
     """Learning rate of everything else."""
 
+    share: float = 1.0
+    """Share of what was learned in the student's weights, of which the rest is what they were. Less plays calmer and
+    softer: where what is rare breeds, as in a game that is hardly learned yet, 0.7 holds it."""
+
     def run(self) -> dict[str, Any]:
         """Train."""
         from gamengen.single_stages import match
 
-        return match(self.data, self.work, self.out, self.init, self.options(), self.outcome_minutes, self.device)
+        how = self.options(), self.outcome_minutes, self.device, self.share
+        return match(self.data, self.work, self.out, self.init, *how)
 
 
 @dataclass(frozen=True, kw_only=True)

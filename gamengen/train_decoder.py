@@ -22,8 +22,8 @@ from gamengen.devices import place
 from gamengen.diffusion import SamplerConfig, sample_next
 from gamengen.discriminator import Critic
 from gamengen.evaluation.similarity import sharpness
-from gamengen.flow import Mover
 from gamengen.free_plays import play_starts
+from gamengen.geometry import Mover
 from gamengen.latents import LatentEpisodes, gather_windows, window_starts
 from gamengen.processes import agree, check_batch, count, gather, share, spread
 from gamengen.rarity import Rarity
@@ -89,7 +89,6 @@ class Plays:
         self._frames: list[np.ndarray] = [np.zeros(0, np.uint8)] * count  # those to come, of each
         self._last: list[torch.Tensor] = [torch.zeros(0)] * count
         self._own: list[torch.Tensor] = [torch.zeros(0)] * count
-        self._flows: list[torch.Tensor] = [torch.zeros(0)] * count  # by which the last frame came, where that is known
 
     def begin(self, rng: np.random.Generator) -> None:
         """Begin another play wherever one has ended."""
@@ -101,9 +100,6 @@ class Plays:
             frames = self._read(number, 1 + self._left[number])
             self._last[number] = torch.from_numpy(frames[0])
             self._frames[number] = frames[1:]
-            flows = self._footage.episodes.flows
-            if flows is not None:
-                self._flows[number] = flows[self._first[number] + self._context - 2].float()
 
     def contexts(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Past latents (N, K, C, h, w), real or own by the kind of play, and actions (N, K, A)."""
@@ -119,23 +115,21 @@ class Plays:
         """The frame on screen in each play (N, H, W, 3) uint8."""
         return torch.stack(self._last)
 
-    def flows(self) -> torch.Tensor:
-        """By which the frame on screen came in each play (N, 2, 2 h, 2 w); empty where no flows are known."""
-        return torch.stack(self._flows)
+    def newest(self) -> torch.Tensor:
+        """The numbers of the recorded frames (N,) that stand in the place of those on screen."""
+        return torch.from_numpy(self._first) + self._context - 1
 
     def targets(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The real next frames (N, H, W, 3) uint8 and their latents (N, C, h, w)."""
         latents, _ = self._windows(range(len(self._kinds)), self._context + 1)
         return torch.from_numpy(np.stack([frames[0] for frames in self._frames])), latents[:, -1]
 
-    def advance(self, latents: torch.Tensor, frames: torch.Tensor, flows: torch.Tensor | None = None) -> None:
-        """One frame on, to the latents (N, C, h, w) and frames (N, H, W, 3) uint8 that were made, and their flows."""
+    def advance(self, latents: torch.Tensor, frames: torch.Tensor) -> None:
+        """One frame on, to the latents (N, C, h, w) and frames (N, H, W, 3) uint8 that were made."""
         for number in range(len(self._kinds)):
             self._own[number] = torch.cat([self._own[number][1:], latents[number : number + 1].to(self._own[number])])
             self._last[number] = frames[number]
             self._frames[number] = self._frames[number][1:]
-            if flows is not None:
-                self._flows[number] = flows[number]
         self._first += 1
         self._left -= 1
 
@@ -145,7 +139,7 @@ class Plays:
             return {}
         return {
             "first": torch.from_numpy(self._first), "left": torch.from_numpy(self._left),
-            "last": torch.stack(self._last), "own": torch.stack(self._own), "flows": torch.stack(self._flows),
+            "last": torch.stack(self._last), "own": torch.stack(self._own),
         }  # fmt: skip
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
@@ -155,7 +149,6 @@ class Plays:
         self._first, self._left = state["first"].cpu().numpy().copy(), state["left"].cpu().numpy().copy()
         self._last = list(state["last"].cpu())
         self._own = list(state["own"].to(self._footage.episodes.latents.device))
-        self._flows = list(state["flows"].cpu())
         for number in np.flatnonzero(self._left).tolist():
             self._frames[number] = self._read(number, 1 + self._left[number])[1:]
 
@@ -207,7 +200,7 @@ class DecoderTask(Task):
         context, actions = (part.to(self._device) for part in self._plays.contexts())
         last, flow = context[:, -1], None
         if self._mover is not None:
-            context, flow = self._look(context, actions, self._plays.last(), self._plays.flows())
+            context, flow = self._look(context, actions, self._plays.last(), self._plays.newest(), self._train)
         context = self._plays.tell(context)
         noise = torch.randn(context[:, 0].shape, generator=generator, device=self._device)
         steps = int(rng.choice(STEPS))
@@ -233,9 +226,7 @@ class DecoderTask(Task):
         alone = latents.float() + share(self._noise(predicted, generator))
         loss = loss + self._loss_alone(step, alone, target, weight)
         frames = pixels.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-        self._plays.advance(
-            predicted, gather(frames).permute(0, 2, 3, 1).cpu(), flow.cpu() if flow is not None else None
-        )
+        self._plays.advance(predicted, gather(frames).permute(0, 2, 3, 1).cpu())
         return loss
 
     @torch.no_grad()
@@ -293,13 +284,24 @@ class DecoderTask(Task):
 
     @torch.no_grad()
     def _look(
-        self, latents: torch.Tensor, actions: torch.Tensor, frames: torch.Tensor, flows: torch.Tensor
+        self,
+        latents: torch.Tensor,
+        actions: torch.Tensor,
+        frames: torch.Tensor,
+        newest: torch.Tensor,
+        footage: Footage,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Contexts with the last frames moved, and the flows by which they are, a few at once."""
+        """Contexts with the last frames moved as the recorded camera did, and the flows by which they are.
+
+        ``newest`` are the numbers of the recorded frames (N,) in the place of the last. A few at once.
+        """
+        motions = footage.episodes.motions
         assert self._mover is not None
-        given = (part.to(self._device).split(8) for part in (latents, actions, frames, flows))
-        contexts, following = zip(*(self._mover(*part) for part in zip(*given, strict=True)), strict=True)
-        return torch.cat(contexts).float(), torch.cat(following)
+        assert motions is not None
+        history, motion = footage.episodes.moving(newest), motions[newest.to(motions.device)]
+        given = (part.to(self._device).split(8) for part in (latents, actions, frames, history, motion))
+        contexts, flows, _ = zip(*(self._mover(*part) for part in zip(*given, strict=True)), strict=True)
+        return torch.cat(contexts).float(), torch.cat(flows)
 
     def _noise(self, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         scale = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, generator=generator, device=self._device)
@@ -325,7 +327,8 @@ class DecoderTask(Task):
         noise = torch.randn(latents[:, 0].shape, generator=generator, device=self._device)
         seen, flow = latents[:, :-1], None
         if self._mover is not None:
-            seen, flow = self._look(seen, actions[:, :-1], real[:, 0], self._known_flows(picks + context - 2))
+            newest = torch.from_numpy(picks) + context - 1
+            seen, flow = self._look(seen, actions[:, :-1], real[:, 0], newest, self._held_out)
         seen = self._held_out.episodes.tell(torch.from_numpy(picks) + context, seen)
         predicted = self._predict(seen, actions[:, :-1], noise, 4)
         before = Before(latents[:, -2], real[:, 0], actions[:, :-1], flow)
@@ -343,13 +346,13 @@ class DecoderTask(Task):
         )
         past = past[:, :context]
         shown = torch.from_numpy(np.concatenate([self._held_out.frames(int(n) + context - 1, 1) for n in picks]))
-        flow = self._known_flows(picks + context - 2) if self._mover is not None else None
         for frame in range(room):
             held = actions[:, frame : frame + context]
             noise = torch.randn(past[:, 0].shape, generator=generator, device=self._device)
-            seen = past
-            if flow is not None:
-                seen, flow = self._look(past, held, shown, flow)
+            seen, flow = past, None
+            if self._mover is not None:
+                newest = torch.from_numpy(picks) + context - 1 + frame
+                seen, flow = self._look(past, held, shown, newest, self._held_out)
             seen = self._held_out.episodes.tell(torch.from_numpy(picks) + context + frame, seen)
             following = self._predict(seen, held, noise, 4)
             shown = self._decode(following, Before(past[:, -1], shown, held, flow))
@@ -360,10 +363,6 @@ class DecoderTask(Task):
         rows += [torch.from_numpy(last)[:6], shown[:6]]
         pictures = [np.concatenate(list(row.numpy()), axis=1) for row in rows if len(row) == len(rows[0])]
         return figures, {"real_alone_true_predicted_real_played": np.concatenate(pictures)}
-
-    def _known_flows(self, frames: np.ndarray) -> torch.Tensor:
-        assert self._held_out.episodes.flows is not None
-        return self._held_out.episodes.flows[torch.from_numpy(frames)].float()
 
     def _decode(self, latents: torch.Tensor, before: Before | None = None) -> torch.Tensor:
         """Frames (N, H, W, 3) uint8 on the CPU."""

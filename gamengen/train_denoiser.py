@@ -15,8 +15,8 @@ from gamengen.denoiser import Denoiser
 from gamengen.devices import place
 from gamengen.diffusion import CONTEXT_NOISE_MAX, LOW_SHARE, SamplerConfig, denoising_loss, sample_next
 from gamengen.evaluation.similarity import STILL_PSNR, frame_ssim, sharpness
-from gamengen.flow import Mover
 from gamengen.free_plays import LONGEST_PLAY, FreePlays, move_decoded
+from gamengen.geometry import Mover
 from gamengen.latents import LatentEpisodes, gather_steps, gather_windows, window_starts
 from gamengen.processes import check_batch, share, spread
 from gamengen.rarity import Rarity, steady_positions
@@ -181,16 +181,14 @@ class DenoiserTask(Task):
             sheet.append(frames[:6])
         played, past = latents[:8].clone(), given[:8]
         following_frames = torch.from_numpy(all_starts[picks][:8]) + context + 1
-        flows = None
-        if self._held_out.flows is not None:
-            flows = self._held_out.flows[torch.from_numpy(all_starts[picks][:8] + context - 1)].to(self._device).float()
         for frame in range(window - context):
             noise = torch.randn(1, *played[:, 0].shape, generator=generator, device=self._device)
             following = sample_next(self._denoiser, past, actions[:8, frame : frame + context], noise, SamplerConfig(1))
             played[:, frame + context] = following
             past = played[:, frame + 1 : frame + 1 + context]
-            if self._mover is not None and flows is not None:
-                moved, flows = move_decoded(self._mover, past, actions[:8, frame + 1 : frame + 1 + context], flows)
+            if self._mover is not None:
+                held, newest = actions[:8, frame + 1 : frame + 1 + context], following_frames + frame - 1
+                moved = move_decoded(self._mover, past, held, self._held_out, newest)
                 past = torch.cat([past, moved[:, None]], dim=1)
             if frame + 1 < window - context:
                 past = self._held_out.tell(following_frames + frame, past).to(self._device)

@@ -24,6 +24,7 @@ from gamengen.denoiser import Denoiser
 from gamengen.devices import place
 from gamengen.diffusion import CONTEXT_NOISE_MAX, LOW_SHARE, SamplerConfig, draw_sigma
 from gamengen.free_plays import FreePlays
+from gamengen.geometry import Mover
 from gamengen.latents import LatentEpisodes
 from gamengen.muon import MuonAdamW
 from gamengen.processes import share
@@ -45,7 +46,7 @@ class MatchingTask(DenoiserTask):
     Args:
         model: the student; it begins as something that plays with one step.
         teacher: a denoiser, good at all noise levels, which stays as it is.
-        autoencoder, train, held_out, seed, batch: as of :class:`gamengen.train_denoiser.DenoiserTask`.
+        autoencoder, train, held_out, seed, batch, mover: as of :class:`gamengen.train_denoiser.DenoiserTask`.
     """
 
     name = "matched"
@@ -59,10 +60,11 @@ class MatchingTask(DenoiserTask):
         held_out: LatentEpisodes,
         seed: int,
         batch: int = 24,
+        mover: Mover | None = None,
     ) -> None:
-        super().__init__(model, autoencoder, train, held_out, seed, batch, faithful=True)
+        super().__init__(model, autoencoder, train, held_out, seed, batch, mover=mover, faithful=True)
         # Nothing recorded is asked for after own frames, so plays may be long.
-        self._plays = FreePlays(self._train, int(batch * UNROLL_SHARE), model.config.context)
+        self._plays = FreePlays(self._train, int(batch * UNROLL_SHARE), model.config.context, mover=mover)
         self._teacher = place(copy.deepcopy(teacher), self._device).eval().requires_grad_(False)
         self._critic = place(copy.deepcopy(teacher), self._device).train().requires_grad_(True)
         self._critic_optimizer = MuonAdamW(self._critic, *CRITIC_RATES)

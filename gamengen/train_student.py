@@ -15,7 +15,7 @@ from gamengen.autoencoder import Autoencoder, normalise
 from gamengen.denoiser import Denoiser
 from gamengen.devices import place
 from gamengen.diffusion import CONTEXT_NOISE_MAX, SamplerConfig, euler_path
-from gamengen.flow import Mover
+from gamengen.geometry import Mover
 from gamengen.latents import LatentEpisodes
 from gamengen.processes import share
 from gamengen.train_denoiser import UNROLL_SHARE, DenoiserTask

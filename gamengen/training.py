@@ -236,15 +236,7 @@ class Trainer:
 
     def _finish(self) -> None:
         """Leave the averaged weights, and what was spent on them, for :func:`load_finished`."""
-        if not processes.is_first():
-            return
-        partial = self.folder / "final.partial"
-        spent = {"step": str(self.step), "seconds": str(self.seconds)}
-        try:
-            save_file({name: value.cpu().contiguous() for name, value in self.average.items()}, partial, spent)
-            partial.replace(self.folder / "final.safetensors")
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"cannot save the weights ({error})", self.folder, "free some space") from error
+        leave_weights(self.average, self.folder, {"step": str(self.step), "seconds": str(self.seconds)})
 
     def _load(self) -> None:
         remedy = "delete the file to start this stage anew"
@@ -264,6 +256,23 @@ class Trainer:
             raise CheckpointError(what, self._state_path, remedy) from error
         except Exception as error:  # pickle.UnpicklingError: not a state that weights_only admits
             raise CheckpointError("the training state is not one of ours", self._state_path, remedy) from error
+
+
+def leave_weights(weights: dict[str, torch.Tensor], folder: Path, spent: dict[str, str]) -> None:
+    """Write ``weights`` into ``folder``, with what was ``spent`` on them, for :func:`load_finished`.
+
+    Raises:
+        DataError: they cannot be written.
+    """
+    if not processes.is_first():
+        return
+    partial = folder / "final.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.cpu().contiguous() for name, value in weights.items()}, partial, spent)
+        partial.replace(folder / "final.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot save the weights ({error})", folder, "free some space") from error
 
 
 def load_finished(model: nn.Module, folder: Path, options: TrainOptions | None) -> bool:

@@ -18,9 +18,9 @@ from recorder.recording import Recording, write_json
 
 BATCH = {
     "autoencoder": 16,
-    "flow": 48,
+    "geometry": 64,
     "tally": 128,
-    "denoiser": 16,
+    "denoiser": 32,
     "student": 16,
     "perceptual": 24,
     "matched": 24,
@@ -30,7 +30,7 @@ BATCH = {
 BEGUN = "begun.json"  # what a denoiser's training started from
 STAGES = (
     "autoencoder",
-    "flow",
+    "geometry",
     "tally",
     "denoiser",
     "student",
@@ -62,8 +62,12 @@ class Stage:
 
     @property
     def moves(self) -> bool:
-        """Whether the work folder has a flow network."""
-        return (self.work / "flow" / "final.safetensors").is_file()
+        """Whether the last frame is moved: by the work folder's geometry, or the checkpoint's whose encoder is used."""
+        if (self.work / "geometry" / "final.safetensors").is_file():
+            return True
+        if self.init is None or self.init.geometry is None or (self.work / "autoencoder").is_dir():
+            return False
+        return self.init.config.spec == self.recording.header.spec
 
     @property
     def counts(self) -> bool:

@@ -135,7 +135,7 @@ def make_recording() -> Callable[..., Recording]:
 def made_up() -> Callable[..., Checkpoint]:
     """Makes a checkpoint in memory with random weights, whose next frame depends on everything it is given.
 
-    ``flow``: it sees the last frame moved by a flow network, in place of a camera. ``tally``: it counts health and
+    ``geometry``: it sees the last frame moved as distances say, in place of a camera. ``tally``: it counts health and
     ammunition.
     """
     import torch
@@ -145,11 +145,11 @@ def made_up() -> Callable[..., Checkpoint]:
     from gamengen.checkpoints import Checkpoint, CheckpointConfig, Spawns
     from gamengen.denoiser import Denoiser, DenoiserConfig
     from gamengen.diffusion import SamplerConfig
-    from gamengen.flow import FlowConfig, FlowNetwork
+    from gamengen.geometry import HISTORY, MOTION, MOTION_UNIT, Geometry, GeometryConfig
     from gamengen.tally import Tally, TallyConfig
 
     def make(
-        height: int = 48, width: int = 80, seed: int = 0, flow: bool = False, tally: bool = False, **changes: Any
+        height: int = 48, width: int = 80, seed: int = 0, geometry: bool = False, tally: bool = False, **changes: Any
     ) -> Checkpoint:
         torch.manual_seed(seed)
         encoder_config = AutoencoderConfig(
@@ -158,13 +158,15 @@ def made_up() -> Callable[..., Checkpoint]:
             encoder_blocks=(0, 0, 1),
             decoder_blocks=(1, 0, 1),
             compensation=4 * 2,
-            guided=flow,
+            guided=geometry,
         )
         config = DenoiserConfig(
             context=4, channels=8, actions=2, widths=(16, 24), context_blocks=(1, 1, 1), noise_blocks=(0, 1, 1),
-            embedding=32, moved=flow, told=tally,
+            embedding=32, moved=geometry, told=tally,
         )  # fmt: skip
-        flow_config = FlowConfig(context=4, channels=8, actions=2, widths=(16, 16), blocks=(0, 1, 0), embedding=32)
+        geometry_config = GeometryConfig(
+            4, 8, 2, height // 16, width // 16, widths=(16, 16), blocks=(0, 1, 0), embedding=32
+        )
         tally_config = TallyConfig(
             4, 8, 2, height // 16, width // 16, ("HEALTH", "SELECTED_WEAPON_AMMO"), ((0, 100), (0, 26)),
             ((-8, -4, 0, 1), (-1, 0)), features=16,
@@ -173,10 +175,10 @@ def made_up() -> Callable[..., Checkpoint]:
             "name": "made-up", "spec": "gym/stripes", "preset": "made-up", "action_set": ActionSet(("LEFT", "RIGHT")),
             "height": height, "width": width, "frame_skip": 1, "fps": 30.0, "autoencoder": encoder_config,
             "denoiser": config, "sampler": SamplerConfig(), "data": {"seeds": [0, 99], "seed": 0, "frames": 1},
-            "flow": flow_config if flow else None, "tally": tally_config if tally else None,
+            "geometry": geometry_config if geometry else None, "tally": tally_config if tally else None,
         }  # fmt: skip
         autoencoder, denoiser = Autoencoder(encoder_config), Denoiser(config)
-        network = FlowNetwork(flow_config).eval() if flow else None
+        network = Geometry(geometry_config).eval() if geometry else None
         teller = Tally(tally_config).eval() if tally else None
         with torch.no_grad():
             for model in (autoencoder, denoiser, *(part for part in (network, teller) if part is not None)):
@@ -190,8 +192,8 @@ def made_up() -> Callable[..., Checkpoint]:
                 teller.clear.fill_(1.0)
             latents = autoencoder.encode(torch.randn(3 * 4, 3, height, width))
         frames = torch.randint(0, 256, (3, height, width, 3), dtype=torch.uint8)
-        flows = 4 * torch.randn(3, 2, height // 8, width // 8).half() if flow else None
-        spawns = Spawns(latents.unflatten(0, (3, 4)).half(), torch.randint(0, 2, (3, 4, 2)).float(), frames, flows)
+        motions = torch.randn(3, HISTORY, MOTION) * torch.tensor(MOTION_UNIT) if geometry else None
+        spawns = Spawns(latents.unflatten(0, (3, 4)).half(), torch.randint(0, 2, (3, 4, 2)).float(), frames, motions)
         made = CheckpointConfig(**{**values, **changes})
         return Checkpoint(made, autoencoder.eval(), denoiser.eval(), spawns, {"note": "made up"}, None, network, teller)
 

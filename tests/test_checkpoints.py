@@ -37,22 +37,22 @@ def checkpoint(made_up: Callable[..., Checkpoint]) -> Checkpoint:
     return made_up()
 
 
-def test_one_with_a_flow_network_comes_back(made_up: Callable[..., Checkpoint], tmp_path: Path) -> None:
-    checkpoint = made_up(flow=True)
+def test_one_with_a_geometry_comes_back(made_up: Callable[..., Checkpoint], tmp_path: Path) -> None:
+    checkpoint = made_up(geometry=True)
     save_checkpoint(checkpoint, tmp_path / "game", "# a card")
     found = load_checkpoint(tmp_path / "game")
     assert found.config == checkpoint.config
-    assert found.spawns.flows is not None
-    assert checkpoint.spawns.flows is not None
-    assert torch.equal(found.spawns.flows, checkpoint.spawns.flows)
-    assert found.flow is not None
-    assert checkpoint.flow is not None
-    assert weights_hash(found.flow.camera) == weights_hash(checkpoint.flow.camera), "a turn stays exact"
-    (tmp_path / "game" / "flow.safetensors").write_bytes(b"short")
-    with pytest.raises(CheckpointError, match=r"flow\.safetensors"):
+    assert found.spawns.motions is not None
+    assert checkpoint.spawns.motions is not None
+    assert torch.equal(found.spawns.motions, checkpoint.spawns.motions)
+    assert found.geometry is not None
+    assert checkpoint.geometry is not None
+    assert weights_hash(found.geometry.camera) == weights_hash(checkpoint.geometry.camera), "a turn stays exact"
+    (tmp_path / "game" / "geometry.safetensors").write_bytes(b"short")
+    with pytest.raises(CheckpointError, match=r"geometry\.safetensors"):
         load_checkpoint(tmp_path / "game")
-    (tmp_path / "game" / "flow.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"flow\.safetensors"):
+    (tmp_path / "game" / "geometry.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"geometry\.safetensors"):
         load_checkpoint(tmp_path / "game")
 
 

@@ -347,7 +347,7 @@ def test_one_episode_is_too_few(make_recording: Make, tmp_path: Path) -> None:
         ({"init": "x"}, "--init, --from-scratch"),
         ({"perceptual_minutes": 3.0}, "--perceptual-minutes"),
         ({"lpips_weights": Path("vgg.safetensors"), "distill_minutes": 0.0}, "--lpips-weights"),
-        ({"lpips_weights": Path("vgg.safetensors"), "flow_minutes": 2.0}, "--lpips-weights"),
+        ({"lpips_weights": Path("vgg.safetensors"), "geometry_minutes": 2.0}, "--lpips-weights"),
     ],
 )
 def test_options_out_of_range(changes: dict[str, Any], flag: str) -> None:
@@ -357,7 +357,7 @@ def test_options_out_of_range(changes: dict[str, Any], flag: str) -> None:
 
 
 def test_a_decoder_stays_alone_where_that_of_the_same_game_is(made_up: Callable[..., Checkpoint]) -> None:
-    """Its minutes go to the denoiser, unless a network moves the last frame or the user wants it otherwise."""
+    """Its minutes go to the denoiser, unless the last frame is moved or the user wants it otherwise."""
     game = made_up()
     alone = Autoencoder(replace(game.autoencoder.config, compensation=0))
     alone_too = replace(game, autoencoder=alone)
@@ -369,7 +369,7 @@ def test_a_decoder_stays_alone_where_that_of_the_same_game_is(made_up: Callable[
     assert usual.decoder_minutes > 0 == same.decoder_minutes
     assert same.denoiser_minutes == pytest.approx(usual.denoiser_minutes + usual.decoder_minutes)
     assert plan(alone_too, decoder_minutes=3.0).decoder_minutes == 3
-    assert plan(alone_too, flow_minutes=5.0).decoder_minutes > 0
+    assert plan(alone_too, geometry_minutes=5.0).decoder_minutes > 0
     other = replace(alone_too, config=replace(alone_too.config, spec="doom/basic"))
     assert make_plan(options(Path("out"), minutes=60.0, spec=game.config.spec), "cpu", other) == usual
 

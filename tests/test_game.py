@@ -20,9 +20,9 @@ from gamengen.checkpoints import Checkpoint, shipped_checkpoints
 KEYS = np.random.default_rng(0).integers(0, 2, (12, 2)).astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=["camera", "flow", "tally", "flow and tally"])
+@pytest.fixture(scope="module", params=["camera", "geometry", "tally", "geometry and tally"])
 def checkpoint(made_up: Callable[..., Checkpoint], request: pytest.FixtureRequest) -> Checkpoint:
-    return made_up(flow="flow" in request.param, tally="tally" in request.param)
+    return made_up(geometry="geometry" in request.param, tally="tally" in request.param)
 
 
 @pytest.fixture

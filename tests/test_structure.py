@@ -127,7 +127,7 @@ def test_own_modules_alone_are_imported_by_full_name(path: Path) -> None:
     """Every package imported is ours, Python's, or declared in pyproject.toml."""
     known = {"numpy", "torch", "gymnasium", "vizdoom", "stable_baselines3", "h5py", "hdf5plugin", "safetensors",
              "tyro", "rich", "pygame", "av", "PIL", "tensorboard", "matplotlib", "torchmetrics",
-             "accelerate", "cv2"}  # fmt: skip
+             "accelerate"}  # fmt: skip
     for module, _ in imports(path):
         assert top(module) in {*known, *ROOMS, *sys.stdlib_module_names}, f"{name_of(path)} imports {module}"
 

@@ -13,7 +13,7 @@ from gamengen.autoencoder import Before
 from gamengen.checkpoints import Checkpoint
 from gamengen.devices import place
 from gamengen.diffusion import SamplerConfig, sample_next
-from gamengen.flow import Mover, settle_flow
+from gamengen.geometry import Mover, settle_motion
 from gamengen.latents import weights_hash
 from gamengen.train_autoencoder import encode_frames
 from gamengen.training import autocast, step_generator
@@ -26,11 +26,11 @@ class Beside:
     """What a model knows of the newest frames beside their latents.
 
     Args:
-        flow: by which they came (B, 2, 2 h, 2 w), where the model tells that.
+        motions: by which they came (B, HISTORY, 4), where the model tells that.
         tally: what their score bar counts (B, frames, L), where it counts.
     """
 
-    flow: torch.Tensor | None = None
+    motions: torch.Tensor | None = None
     tally: torch.Tensor | None = None
 
 
@@ -42,13 +42,13 @@ class Subject:
         self.context = checkpoint.config.denoiser.context
         self._autoencoder = place(checkpoint.autoencoder, device)
         self._denoiser = place(checkpoint.denoiser, device)
-        network = place(checkpoint.flow, device) if checkpoint.flow is not None else None
-        self._mover = Mover(network, self._autoencoder) if network is not None else None
+        geometry = place(checkpoint.geometry, device) if checkpoint.geometry is not None else None
+        self._mover = Mover(geometry, self._autoencoder) if geometry is not None else None
         self._tally = place(checkpoint.tally, device) if checkpoint.tally is not None else None
 
     def weights(self) -> list[str]:
         """Hashes of the weights of all networks that make frames."""
-        beside: list[nn.Module] = [self._mover.network] if self._mover is not None else []
+        beside: list[nn.Module] = [self._mover.geometry] if self._mover is not None else []
         if self._tally is not None:
             beside.append(self._tally)
         return [weights_hash(part) for part in (self._autoencoder, self._denoiser, *beside)]
@@ -66,13 +66,13 @@ class Subject:
     @torch.inference_mode()
     def settle(self, latents: torch.Tensor, actions: torch.Tensor) -> Beside:
         """What goes with the newest frame, from latents (B, K, C, h, w) and actions (B, K, A); the last is held now."""
-        flow = tally = None
+        motions = tally = None
         with autocast(self.device):
             if self._mover is not None:
-                flow = settle_flow(self._mover.network, latents, actions.to(self.device))
+                motions = settle_motion(self._mover.geometry, latents, actions.to(self.device))
             if self._tally is not None:
                 tally = self._tally.settle(latents, actions.to(self.device))
-        return Beside(flow, tally)
+        return Beside(motions, tally)
 
     @torch.inference_mode()
     def look(
@@ -97,17 +97,17 @@ class Subject:
             next frame.
         """
         shown, held = torch.from_numpy(np.ascontiguousarray(last)).to(self.device), actions.to(self.device)
-        context, flow, tally = latents, beside.flow, beside.tally
+        context, flow, motions, tally = latents, None, beside.motions, beside.tally
         with autocast(self.device):
             if self._mover is not None:
-                assert flow is not None
-                context, flow = self._mover(latents, held, shown, flow)
+                assert motions is not None
+                context, flow, motions = self._mover(latents, held, shown, motions)
             if self._tally is not None:
                 assert tally is not None
                 draws = torch.rand(len(latents), tally.shape[2], generator=generator).to(self.device)
                 tally = self._tally.advance(latents, held, tally, draws)
                 context = self._tally.tell(context, tally)
-        return context, Before(latents[:, -1], shown, held, flow), Beside(flow, tally)
+        return context, Before(latents[:, -1], shown, held, flow), Beside(motions, tally)
 
     @torch.inference_mode()
     def decode_next(self, latents: torch.Tensor, before: Before) -> np.ndarray:
