@@ -1,7 +1,7 @@
 """Make the README's pictures from the shipped checkpoints: ``python docs/make_media.py [NAME ...]``.
 
-``media/NAME.gif`` is free play under a fixed script of keys, ``media/NAME.mp4`` a minute of it, and ``media/NAME.png``
-shows every 64th frame of that.
+``media/NAME.webp`` is free play under a fixed script of keys, ``media/NAME.mp4`` a minute of it, and
+``media/NAME_minute.webp`` shows every 64th frame of that.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ SCRIPTS = {
 }  # fmt: skip
 SECONDS = 60
 CRF = "30"  # smaller files than those recorded in play
-GIF_FRAMES = 80
-GIF_SKIP = 2
+SHOWN_FRAMES = 96
+SHOWN_SKIP = 2
+QUALITY = 70  # of WebP
 SHEET_EVERY = 64
 
 
@@ -57,13 +58,14 @@ def play(name: str) -> None:
             action = game.action_set.encode(held)
             frames.append(draw_held_keys(game.step(action), game.action_set, action))
             video.append(frames[-1])
-    shown = [Image.fromarray(frame).quantize(40, dither=Image.Dither.NONE) for frame in frames[:GIF_FRAMES:GIF_SKIP]]
-    pause = round(1000 * GIF_SKIP / game.fps)
-    shown[0].save(MEDIA / f"{name}.gif", save_all=True, append_images=shown[1:], duration=pause, loop=0, optimize=True)
+    shown = [Image.fromarray(frame) for frame in frames[:SHOWN_FRAMES:SHOWN_SKIP]]
+    pause = round(1000 * SHOWN_SKIP / game.fps)
+    moving = {"save_all": True, "append_images": shown[1:], "duration": pause, "loop": 0}
+    shown[0].save(MEDIA / f"{name}.webp", quality=QUALITY, method=6, **moving)
     rows = np.stack(frames[SHEET_EVERY - 1 : 16 * SHEET_EVERY : SHEET_EVERY]).reshape(-1, 4, *frames[0].shape)
     labels = [f"frames {1 + 4 * SHEET_EVERY * i} to {4 * SHEET_EVERY * (i + 1)}" for i in range(len(rows))]
     sheet = Image.fromarray(contact_sheet(list(rows), labels=labels)).reduce(2)
-    sheet.quantize(256, dither=Image.Dither.NONE).save(MEDIA / f"{name}.png", optimize=True)
+    sheet.save(MEDIA / f"{name}_minute.webp", quality=QUALITY, method=6)
 
 
 if __name__ == "__main__":
