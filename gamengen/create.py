@@ -374,7 +374,7 @@ def _announce(options: CreateOptions, plan: Plan, work: Path, device: torch.devi
         f"plan: {plan.frames:,} frames recorded in {plan.record_seconds:.0f} s, autoencoder "
         f"{plan.autoencoder_minutes:.1f} min, encoding {plan.encode_seconds:.0f} s, "
         + (f"tally {plan.tally_minutes:.1f} min, " if plan.tally_minutes else "")
-        + (f"flow {plan.geometry_minutes:.1f} min, " if plan.geometry_minutes else "")
+        + (f"geometry {plan.geometry_minutes:.1f} min, " if plan.geometry_minutes else "")
         + "denoiser about "
         f"{plan.denoiser_minutes:.1f} min, distillation {plan.distill_minutes:.1f} min, "
         + (f"by what is seen {plan.perceptual_minutes:.1f} min, " if plan.perceptual_minutes else "")

@@ -358,7 +358,7 @@ def test_options_out_of_range(changes: dict[str, Any], flag: str) -> None:
 
 def test_a_decoder_stays_alone_where_that_of_the_same_game_is(made_up: Callable[..., Checkpoint]) -> None:
     """Its minutes go to the denoiser, unless the last frame is moved or the user wants it otherwise."""
-    game = made_up()
+    game = made_up(spec="doom/deathmatch")
     alone = Autoencoder(replace(game.autoencoder.config, compensation=0))
     alone_too = replace(game, autoencoder=alone)
 
