@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import gamengen.create
+import gamengen.single_stages
 from agents.errors import CheckpointError, DataError, OptionError
 from agents.lens import Lens
 from engine.game import NeuralGame
@@ -20,6 +22,7 @@ from gamengen.checkpoints import Checkpoint, load_checkpoint
 from gamengen.compensation import warp
 from gamengen.create import CreateOptions, create_game
 from gamengen.denoiser import Denoiser, DenoiserConfig, seeing
+from gamengen.evaluation.options import EvaluateOptions
 from gamengen.geometry import (
     HISTORY,
     MOTION,
@@ -211,6 +214,18 @@ def test_it_learns(tmp_path: Path) -> None:
     assert figures["real_motion_error"] < 0.4 * figures["none_error"]
 
 
+@pytest.fixture
+def quick_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few windows and frames at the end of each stage: they are of full size here."""
+
+    def few(windows: int, rollouts: int, frames: int, measures: tuple[str, ...], seed: int = 0) -> EvaluateOptions:
+        return EvaluateOptions(2, 1, 2, measures, seed)
+
+    monkeypatch.setattr(gamengen.create, "EvaluateOptions", few)
+    monkeypatch.setattr(gamengen.single_stages, "EvaluateOptions", few)
+
+
+@pytest.mark.usefixtures("quick_evaluation")
 def test_create_with_geometry(basic_recording: Path, tmp_path: Path) -> None:
     options = CreateOptions(
         "doom/basic", tmp_path / "basic", 1.0, "tiny", from_scratch=True, data=basic_recording,
@@ -228,6 +243,7 @@ def test_create_with_geometry(basic_recording: Path, tmp_path: Path) -> None:
     assert game.step([0] * game.action_set.size).shape == (240, 320, 3)
 
 
+@pytest.mark.usefixtures("quick_evaluation")
 def test_stages_by_hand(basic_recording: Path, tmp_path: Path) -> None:
     work, data, few = tmp_path / "work", basic_recording, TrainOptions(steps=2)
     train_autoencoder(data, work, "tiny", None, few, "cpu")
