@@ -215,7 +215,14 @@ def _write_student(
 
 
 def train_decoder(
-    data: Path, work: Path, out: Path, preset: str, init: str | None, options: TrainOptions, device: str
+    data: Path,
+    work: Path,
+    out: Path,
+    preset: str,
+    init: str | None,
+    options: TrainOptions,
+    device: str,
+    compensation_only: bool = False,
 ) -> dict[str, Any]:
     """``gamengen train decoder``: trains, evaluates and writes the checkpoint."""
     check_writable(out)
@@ -225,7 +232,7 @@ def train_decoder(
     student = load_student(stage, denoiser)
     played = student or denoiser
     sampler = SamplerConfig() if student is None else SamplerConfig(STUDENT_STEPS)
-    autoencoder = fit_decoder(stage, plain, played, latents, options)
+    autoencoder = fit_decoder(stage, plain, played, latents, options, compensation_only)
     outcome = load_outcome(stage, plain, latents)
     tally = load_recount(stage, load_tally(stage, plain), played)
     networks = Networks(autoencoder, played, sampler, outcome, load_geometry(stage), tally)

@@ -63,8 +63,12 @@ def fit_decoder(
     denoiser: Denoiser,
     latents: tuple[LatentEpisodes, LatentEpisodes],
     options: TrainOptions,
+    compensation_only: bool = False,
 ) -> Autoencoder:
-    """The autoencoder with its decoder trained on, motion compensation included; or load it where that is done."""
+    """The autoencoder with its decoder trained on, motion compensation included; or load it where that is done.
+
+    With ``compensation_only`` its layers that see no last frame stay as they are.
+    """
     torch.manual_seed(stage.seed + 2)
     actions = denoiser.config.context * denoiser.config.actions
     config = replace(autoencoder.config, compensation=actions, guided=stage.moves)
@@ -80,7 +84,8 @@ def fit_decoder(
         # The camera is learned at the first step, which must not take more than a small part of a short training.
         budget = options.minutes / 15 if options.minutes is not None else (options.steps or 0) / 1500
         pairs = int(CAMERA_PAIRS * min(1.0, max(0.05, budget)))
-        task = DecoderTask(model, denoiser, *footage, stage.seed + 2, stage.batch("decoder"), pairs, mover)
+        batch = stage.batch("decoder")
+        task = DecoderTask(model, denoiser, *footage, stage.seed + 2, batch, pairs, mover, compensation_only)
         Trainer(task, options, folder).run()
     return model.eval()
 

@@ -245,12 +245,16 @@ class TrainDecoder(_FromCheckpoint):
     """Folder of the checkpoint."""
     muon_lr: float = 0.01
     """Learning rate of the hidden convolutions."""
+    compensation_only: bool = False
+    """Train only the layers that bring in the last frame, and leave the decoder itself as it is: for one that long
+    training has made sharper than this one can."""
 
     def run(self) -> dict[str, Any]:
         """Train."""
         from gamengen.single_stages import train_decoder
 
-        return train_decoder(self.data, self.work, self.out, self.preset, self.init, self.options(), self.device)
+        how = self.options(), self.device, self.compensation_only
+        return train_decoder(self.data, self.work, self.out, self.preset, self.init, *how)
 
 
 @dataclass(frozen=True, kw_only=True)

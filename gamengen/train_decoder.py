@@ -160,7 +160,11 @@ class Plays:
 
 
 class DecoderTask(Task):
-    """Decode the next frame of plays, and some frames from their latents alone."""
+    """Decode the next frame of plays, and some frames from their latents alone.
+
+    With ``compensation_only`` the decoder's own layers stay as they are, and only those that bring in the last frame
+    are trained: what long training has made sharp, a short one at usual rates would undo.
+    """
 
     name = "decoder"
 
@@ -174,16 +178,18 @@ class DecoderTask(Task):
         batch: int = 8,
         camera_pairs: int = CAMERA_PAIRS,
         mover: Mover | None = None,
+        compensation_only: bool = False,
     ) -> None:
         assert model.compensation is not None
         assert (model.compensation.camera is None) == denoiser.config.moved == (mover is not None)
         model.encoder.requires_grad_(False)
+        model.decoder.requires_grad_(not compensation_only)
         if model.compensation.camera is not None:
             model.compensation.camera.requires_grad_(False)  # learned at once at the first step
         self._device = next(model.parameters()).device
         self.model: nn.Module = place(model, self._device)
         self._autoencoder, self._denoiser, self._seed, self._batch = model, denoiser, seed, batch
-        self._camera_pairs, self._mover = camera_pairs, mover
+        self._camera_pairs, self._mover, self._compensation_only = camera_pairs, mover, compensation_only
         check_batch(batch)
         self._rarity = Rarity(train.episodes.latents.to(self._device))
         self._plays = Plays(train, batch, denoiser.config.context, self._rarity)
@@ -223,8 +229,9 @@ class DecoderTask(Task):
         if progress > CRITIC_START:
             loss = loss + self._critic.loss(pixels, loss, CRITIC_SHARE)
         loss = loss + MOVED_WEIGHT * moved_error(moved_by, pixels_of(before.frames), target)
-        alone = latents.float() + share(self._noise(predicted, generator))
-        loss = loss + self._loss_alone(step, alone, target, weight)
+        if not self._compensation_only:
+            alone = latents.float() + share(self._noise(predicted, generator))
+            loss = loss + self._loss_alone(step, alone, target, weight)
         frames = pixels.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
         self._plays.advance(predicted, gather(frames).permute(0, 2, 3, 1).cpu())
         return loss

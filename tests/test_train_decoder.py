@@ -103,6 +103,18 @@ def test_it_helps_and_leaves_the_encoder(
     assert weights_hash(checkpoint.autoencoder.decoder) != decoder
 
 
+def test_compensation_alone_leaves_the_decoder(
+    checkpoint: Checkpoint, footage: tuple[Footage, Footage], tmp_path: Path
+) -> None:
+    plain, seen = checkpoint.autoencoder.decoder, checkpoint.autoencoder.compensation
+    assert seen is not None
+    before = weights_hash(plain), weights_hash(seen)
+    task = DecoderTask(checkpoint.autoencoder, checkpoint.denoiser, *footage, 0, batch=4, compensation_only=True)
+    figures = Trainer(task, TrainOptions(steps=12, evaluate_seconds=1000), tmp_path / "decoder").run()
+    assert weights_hash(plain) == before[0] and weights_hash(seen) != before[1]
+    assert figures["alone_psnr"] == pytest.approx(task.evaluate(task.model)[0]["alone_psnr"], abs=0.01)
+
+
 def test_an_own_play_shows_its_own_monsters(
     checkpoint: Checkpoint, footage: tuple[Footage, Footage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
