@@ -71,13 +71,15 @@ def train_denoiser(
     options: TrainOptions,
     device: str,
     faithful: bool = False,
+    plays_of: str | None = None,
 ) -> dict[str, Any]:
     """``gamengen train denoiser``: trains, evaluates and writes the checkpoint."""
     check_writable(out)
     stage = _stage(data, work, preset, init, options, device)
+    player = load_checkpoint(plays_of) if plays_of is not None else None
     autoencoder = load_autoencoder(stage)
     latents = encode(stage, autoencoder)
-    denoiser = fit_denoiser(stage, autoencoder, latents, options, faithful)
+    denoiser = fit_denoiser(stage, autoencoder, latents, options, faithful, player)
     tally = load_tally(stage, autoencoder)
     networks = Networks(autoencoder, denoiser, SamplerConfig(), geometry=load_geometry(stage), tally=tally)
     return _write_stage(stage, networks, latents, out, ("autoencoder", "geometry", "tally", "denoiser"))

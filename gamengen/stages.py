@@ -17,14 +17,14 @@ from torch import nn
 
 from agents.errors import CheckpointError, OptionError
 from gamengen.autoencoder import FACTOR, Autoencoder
-from gamengen.checkpoints import check_fits, load_fitting
+from gamengen.checkpoints import Checkpoint, check_fits, load_fitting
 from gamengen.denoiser import Denoiser, seeing
 from gamengen.devices import Model, place
 from gamengen.diffusion import SamplerConfig
 from gamengen.evaluation.lpips import Lpips
 from gamengen.geometry import Geometry, Mover
 from gamengen.geometry_cache import load_motions, load_moved, load_scenes, move_recording, see_recording
-from gamengen.latents import LatentEpisodes, encode_recording, load_latents
+from gamengen.latents import LatentEpisodes, encode_recording, load_latents, weights_hash
 from gamengen.outcome import OutcomeHead
 from gamengen.player import Player
 from gamengen.presets import find_preset
@@ -314,8 +314,15 @@ def fit_denoiser(
     latents: tuple[LatentEpisodes, LatentEpisodes],
     options: TrainOptions,
     faithful: bool = False,
+    player: Checkpoint | None = None,
 ) -> Denoiser:
-    """Train the denoiser, or load it where this budget is spent already."""
+    """Train the denoiser, or load it where this budget is spent already.
+
+    With a ``player`` half of its free plays are that checkpoint's.
+
+    Raises:
+        CheckpointError: the player sees with another encoder, or has other sizes.
+    """
     torch.manual_seed(stage.seed + 1)
     model = _fresh_denoiser(stage)
     folder = stage.work / "denoiser"
@@ -327,10 +334,25 @@ def fit_denoiser(
         mover = load_mover(stage, autoencoder)
         if mover is not None:
             check_made_for(folder, "geometry", mover.geometry.distance)  # the camera is not asked in training
+        other = _load_other(stage, autoencoder, model, player) if player is not None else None
         batch = stage.batch("denoiser")
-        task = DenoiserTask(model, autoencoder, *latents, stage.seed, batch, mover=mover, faithful=faithful)
+        task = DenoiserTask(
+            model, autoencoder, *latents, stage.seed, batch, mover=mover, faithful=faithful, player=other
+        )
         Trainer(task, options, folder).run()
     return model.eval()
+
+
+def _load_other(stage: Stage, autoencoder: Autoencoder, model: Denoiser, player: Checkpoint) -> Denoiser:
+    """The player's denoiser, which takes the contexts of ``model``."""
+    if weights_hash(player.autoencoder.encoder) != weights_hash(autoencoder.encoder):
+        what = "its encoder is another than the work folder's, so it cannot play in this training"
+        raise CheckpointError(what, player.config.name, "give --plays-of one that was trained from here")
+    other = place(seeing(player.denoiser, stage.moves, stage.counts), stage.device)
+    if other.config != model.config:
+        what = f"it is of the preset {player.config.preset}, with other sizes"
+        raise CheckpointError(what, player.config.name, f"give --plays-of one of {stage.preset}")
+    return other.eval().requires_grad_(False)
 
 
 def fit_student(

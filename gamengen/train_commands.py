@@ -144,12 +144,15 @@ class TrainDenoiser(_FromCheckpoint):
     faithful: bool = False
     """Ask for what is rare no more strongly than it is likely, for a teacher of gamengen train match. With few
     sampling steps such a denoiser itself shows too little of it."""
+    plays_of: str | None = None
+    """Checkpoint whose student makes half of the free plays, so that the denoiser learns to lead its mistakes back to
+    the game too: for the next teacher of a student that has been matched once and makes mistakes of its own."""
 
     def run(self) -> dict[str, Any]:
         """Train."""
         from gamengen.single_stages import train_denoiser
 
-        how = self.options(), self.device, self.faithful
+        how = self.options(), self.device, self.faithful, self.plays_of
         return train_denoiser(self.data, self.work, self.out, self.preset, self.init, *how)
 
 

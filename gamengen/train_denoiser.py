@@ -27,6 +27,7 @@ UNROLL_START = 0.6  # share of the budget after which training also follows the 
 UNROLL_SHARE = 0.375  # of the batch
 UNROLL_STEPS = (1, 2)  # sampling steps of the model's own frames
 FAITHFUL_PLAY = 12  # frames of its longest: after more the recorded frame is no longer what should follow
+HELD_PLAY = 20  # likewise where the camera moves as the recorded one did
 REACH = 3  # positions: what is unusual is no further away a frame later
 STEADY = 4.0  # added to the weight of a position that never moves: what changes in a score bar is small
 HELD_OUT_WINDOWS = 48
@@ -44,8 +45,9 @@ class DenoiserTask(Task):
     A ``faithful`` denoiser is told how often it comes: weights and draws depend on the frames before alone. They count
     what is small and stands still, such as a score bar, and low noise levels, at which that is decided, too.
     In the last part of the budget some samples take the model's own frames as their
-    context: see :class:`gamengen.free_plays.FreePlays`. A denoiser that sees the last frame moved takes a ``mover``,
-    and latents with the frames moved; one that is told the score takes latents with counts and a tally.
+    context: see :class:`gamengen.free_plays.FreePlays`. Half of those are played by ``player``, where there is one: its
+    mistakes are others, and must be led back too. A denoiser that sees the last frame moved takes a ``mover``, and
+    latents with the frames moved; one that is told the score takes latents with counts and a tally.
 
     Raises:
         DataError: every episode, or every one held out, is shorter than a window.
@@ -64,6 +66,7 @@ class DenoiserTask(Task):
         context_noise: float = CONTEXT_NOISE_MAX,
         mover: Mover | None = None,
         faithful: bool = False,
+        player: Denoiser | None = None,
     ) -> None:
         assert model.config.moved == (mover is not None) and model.config.told == (train.tally is not None)
         self._device = next(model.parameters()).device
@@ -79,8 +82,9 @@ class DenoiserTask(Task):
         telling = self._starts + self._window - (2 if faithful else 1)  # frames that say how often each is drawn
         self._chances = self._rarity.frame_weights(self._train.latents).numpy()[telling].cumsum()
         self._steady = 1 + STEADY * steady_positions(self._train) if faithful else torch.ones(())
-        self._mover = mover
-        longest = FAITHFUL_PLAY if faithful else LONGEST_PLAY
+        self._mover, self._player = mover, player
+        held = FAITHFUL_PLAY if mover is None else HELD_PLAY
+        longest = held if faithful else LONGEST_PLAY
         self._plays = FreePlays(self._train, int(batch * UNROLL_SHARE), model.config.context, longest, mover)
         if max(held_out.lengths) < self._window:  # told now, not after minutes of training
             what = f"no held-out episode has the {self._window} frames that a training window takes"
@@ -129,10 +133,12 @@ class DenoiserTask(Task):
     def _advance_plays(self, config: SamplerConfig, generator: torch.Generator) -> None:
         def sample(context: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
             noise = torch.randn(context[:, 0].shape, generator=generator, device=self._device)
-            return spread(
-                lambda past, held, start: sample_next(self._denoiser, past, held, start[None], config),
-                context, actions, noise,
-            )  # fmt: skip
+            given = context, actions, noise
+            if self._player is None:
+                return _follow(self._denoiser, config, *given)
+            half = len(context) // 2
+            own = _follow(self._denoiser, config, *(part[half:] for part in given))
+            return torch.cat([_follow(self._player, SamplerConfig(1), *(part[:half] for part in given)), own])
 
         self._plays.advance(sample)
 
@@ -202,6 +208,15 @@ class DenoiserTask(Task):
 
     def _frames(self, latents: torch.Tensor) -> torch.Tensor:
         return torch.cat([self._autoencoder.decode_frames(part) for part in latents.split(8)]).cpu()
+
+
+def _follow(
+    denoiser: Denoiser, config: SamplerConfig, context: torch.Tensor, actions: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    """The next latents of plays (N, C, h, w), sampled from ``noise``."""
+    return spread(
+        lambda past, held, start: sample_next(denoiser, past, held, start[None], config), context, actions, noise
+    )
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import pytest
 import torch
 
 from engine.game import NeuralGame
-from gamengen.autoencoder import normalise
-from gamengen.checkpoints import Checkpoint, load_checkpoint
+from gamengen.autoencoder import Autoencoder, normalise
+from gamengen.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from gamengen.cli import main
 from gamengen.latents import LatentEpisodes, encode_recording, load_latents, weights_hash
 from gamengen.single_stages import train_autoencoder, train_denoiser
@@ -122,7 +123,7 @@ def test_the_command(make_recording: Make, tmp_path: Path, capsys: pytest.Captur
     def train(stage: str, *more: str) -> str:
         """What the command says where it refuses; "" where it runs."""
         given = ["--data", "data", "--work", "work", "--init", "game", "--steps", "2", "--device", "cpu", *more]
-        folders = ("data", "work", "first", "game", "out", "other", "teacher")
+        folders = ("data", "work", "first", "game", "out", "other", "teacher", "alien")
         paths = [str(tmp_path / word) if word in folders else word for word in given]
         with contextlib.suppress(SystemExit):
             main(["train", stage, *paths])
@@ -147,3 +148,10 @@ def test_the_command(make_recording: Make, tmp_path: Path, capsys: pytest.Captur
 
     train("denoiser", "--preset", "tiny", "--faithful", "--steps", "3", "--out", "teacher")
     assert "was trained for another teacher" in train("match", "--out", "out")
+    assert "error" not in train("denoiser", "--preset", "tiny", "--steps", "4", "--plays-of", "out", "--out", "teacher")
+    torch.manual_seed(1)
+    alien = replace(plain, autoencoder=Autoencoder(plain.config.autoencoder))
+    save_checkpoint(alien, tmp_path / "alien", "")
+    assert "its encoder is another" in train(
+        "denoiser", "--preset", "tiny", "--steps", "5", "--plays-of", "alien", "--out", "teacher"
+    )

@@ -25,6 +25,7 @@ from agents.errors import CheckpointError, DataError, OptionError
 from gamengen.autoencoder import Autoencoder, normalise
 from gamengen.checkpoints import Checkpoint, load_fitting
 from gamengen.denoiser import Denoiser
+from gamengen.diffusion import SamplerConfig
 from gamengen.latents import LatentEpisodes
 from gamengen.muon import MuonAdamW, orthogonalise
 from gamengen.presets import PRESETS, Preset
@@ -71,6 +72,23 @@ def make_task(name: str) -> Task:
     if name == "student":
         return StudentTask(denoiser, copy.deepcopy(denoiser), autoencoder, episodes, episodes, seed=1, batch=8)
     return DenoiserTask(denoiser, autoencoder, episodes, episodes, seed=1, batch=8)
+
+
+def test_half_of_the_free_plays_are_the_players() -> None:
+    task = make_task("denoiser")
+    assert isinstance(task, DenoiserTask)
+    player = copy.deepcopy(task.model)
+    assert isinstance(player, Denoiser)
+    with torch.no_grad():
+        player.last.bias[0] += 5
+    led = DenoiserTask(task._denoiser, task._autoencoder, task._train, task._train, seed=1, batch=11, player=player)
+    alone = DenoiserTask(task._denoiser, task._autoencoder, task._train, task._train, seed=1, batch=11)
+    for each in (led, alone):
+        each._plays.windows(np.random.default_rng(0))
+        each._advance_plays(SamplerConfig(1), torch.Generator().manual_seed(0))
+    made, own = (each._plays._latents[:, -1] for each in (led, alone))
+    differs = (made - own).abs().flatten(1).amax(dim=1) > 0.1
+    assert differs.tolist() == [True, True, False, False]
 
 
 class Stopped(Exception):
