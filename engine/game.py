@@ -21,7 +21,8 @@ from gamengen.autoencoder import Before, pixels_of
 from gamengen.checkpoints import Checkpoint, load_checkpoint
 from gamengen.devices import choose_device, has_bf16, place
 from gamengen.diffusion import SamplerConfig, check_seed, sample_next
-from gamengen.geometry import FINER, HISTORY, MOTION, Mover, settle_motion
+from gamengen.geometry import FINER, HISTORY, MOTION, Mover
+from gamengen.motion_reading import read_motions
 from gamengen.outcome import Outcome
 
 TALLY_DRAWS = 1  # which numbers of a frame's seed the tally draws from
@@ -115,8 +116,8 @@ class NeuralGame:
             for network in (*self._of_a_frame(), encoder, self._head):
                 if network is not None:
                     pack(network)
-        mover = Mover(self._geometry, self._autoencoder) if self._geometry is not None else None
-        self._maker = FrameMaker(self._autoencoder, self._denoiser, self._head, mode, mover, self._teller)
+        self._mover = Mover(self._geometry, self._autoencoder) if self._geometry is not None else None
+        self._maker = FrameMaker(self._autoencoder, self._denoiser, self._head, mode, self._mover, self._teller)
         self._spawns = loaded.spawns
         self.reseed(seed)
         self.frame = np.zeros((self.height, self.width, 3), np.uint8)
@@ -214,7 +215,7 @@ class NeuralGame:
         if frames is not None:
             latents, held = self._encode_start(frames, actions)
             shown = torch.from_numpy(frames[-1:].copy()) if self.config.autoencoder.compensation else None
-            motions = settle_motion(self._geometry, latents, held.to(latents)) if self._geometry is not None else None
+            motions = read_motions(self._mover, latents, held.to(latents)) if self._mover is not None else None
             self.spawn = -1
         else:
             index = self._choose_spawns(spawn)

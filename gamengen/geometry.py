@@ -236,23 +236,3 @@ class Mover:
         moved = self.autoencoder.encode(warp(pixels_of(frames), flow).to(latents.dtype))
         following = torch.cat([history[:, 1:], motion[:, None].to(history)], dim=1)
         return torch.cat([latents, moved[:, None].to(latents.dtype)], dim=1), flow, following
-
-
-def settle_motion(geometry: Geometry, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-    """By which motions the newest frames came, where nothing but a start is known: told one by one, from rest on.
-
-    Args:
-        geometry: which tells.
-        latents: past latents (B, K, C, h, w), oldest first.
-        actions: (B, K, A).
-
-    Returns:
-        The history (B, HISTORY, 4) float32.
-    """
-    count = actions.shape[1]
-    padded = torch.cat([actions[:, :1].expand(-1, count - 1, -1), actions], dim=1)
-    history = torch.zeros(len(latents), HISTORY, MOTION, device=latents.device)
-    for newest in range(1, count - 1):
-        told = geometry.camera(latents[:, newest - 1 : newest + 1], padded[:, newest : newest + count], history)
-        history = torch.cat([history[:, 1:], told[:, None]], dim=1)
-    return history

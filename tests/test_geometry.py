@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
 
 import gamengen.create
 import gamengen.single_stages
@@ -31,10 +33,10 @@ from gamengen.geometry import (
     Mover,
     motion_flow,
     motions_between,
-    settle_motion,
 )
 from gamengen.geometry_cache import Scenes
 from gamengen.latents import LatentEpisodes, gather_steps
+from gamengen.motion_reading import read_motions
 from gamengen.presets import PRESETS
 from gamengen.single_stages import match, train_autoencoder, train_decoder, train_denoiser, train_geometry
 from gamengen.train_geometry import GeometryTask
@@ -128,7 +130,50 @@ def test_fresh_it_tells_the_usual_distance() -> None:
     assert torch.equal(by, motion)
     assert flow[0].abs().max() > 1
     assert flow[1].abs().max() < 1e-3
-    assert settle_motion(geometry, latents, actions).shape == (2, HISTORY, MOTION)
+
+
+class _Pictures(nn.Module):
+    """A decoder of latents that are the numbers of pictures."""
+
+    def __init__(self, pictures: torch.Tensor) -> None:
+        super().__init__()
+        self._pictures = pictures
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return self._pictures[latents[:, 0, 0, 0].round().long()]
+
+
+class _GoesOn(nn.Module):
+    """A camera that always tells the last motion once more."""
+
+    def forward(self, latents: torch.Tensor, actions: torch.Tensor, history: torch.Tensor) -> torch.Tensor:
+        return history[:, -1]
+
+
+def test_motions_are_read_from_pictures() -> None:
+    torch.manual_seed(0)
+    geometry = Geometry(GeometryConfig(6, 8, 2, 15, 20, widths=(16, 16), embedding=32)).eval()
+    geometry.camera = _GoesOn()  # type: ignore[assignment]  # from rest on it would tell rest
+    real = torch.tensor([[8.0, -2, 0.04, 0.5]])
+    latents = torch.zeros(1, 6, 8, 15, 20)
+    latents[0] += torch.arange(6)[:, None, None, None]
+    pictures = [F.interpolate(torch.rand(1, 3, 30, 40) * 2 - 1, size=(240, 320), mode="bicubic").clamp(-1, 1)]
+    with torch.no_grad():
+        inverse, moves = geometry.distance(latents, torch.zeros(1, HISTORY, MOTION), real)
+
+        def flow(motion: torch.Tensor) -> torch.Tensor:
+            return moves * motion_flow(inverse, motion, geometry.config.lens)
+
+        for _ in range(5):
+            pictures.append(warp(pictures[-1], flow(real)))
+        mover = Mover(geometry, _Pictures(torch.cat(pictures)))  # type: ignore[arg-type]
+        read = read_motions(mover, latents, torch.rand(1, 6, 2))
+        assert read.shape == (1, HISTORY, MOTION)
+        assert flow(real).abs().mean() > 5
+        assert (flow(read[:, -1]) - flow(real)).abs().mean() < 1
+        assert abs(float(read[0, -1, 0]) - 8) < 1.5
+        many = read_motions(mover, latents.expand(9, -1, -1, -1, -1), torch.rand(9, 6, 2))
+    torch.testing.assert_close(many, read.expand(9, -1, -1), atol=1e-2, rtol=1e-2)
 
 
 def test_what_it_sees_matters(made_up: Callable[..., Checkpoint]) -> None:

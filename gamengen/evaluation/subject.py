@@ -13,8 +13,9 @@ from gamengen.autoencoder import Before
 from gamengen.checkpoints import Checkpoint
 from gamengen.devices import place
 from gamengen.diffusion import SamplerConfig, sample_next
-from gamengen.geometry import Mover, settle_motion
+from gamengen.geometry import Mover
 from gamengen.latents import weights_hash
+from gamengen.motion_reading import read_motions
 from gamengen.train_autoencoder import encode_frames
 from gamengen.training import autocast, step_generator
 
@@ -69,7 +70,7 @@ class Subject:
         motions = tally = None
         with autocast(self.device):
             if self._mover is not None:
-                motions = settle_motion(self._mover.geometry, latents, actions.to(self.device))
+                motions = read_motions(self._mover, latents, actions.to(self.device))
             if self._tally is not None:
                 tally = self._tally.settle(latents, actions.to(self.device))
         return Beside(motions, tally)
