@@ -24,6 +24,7 @@ from gamengen.diffusion import SamplerConfig, check_seed, sample_next
 from gamengen.geometry import FINER, HISTORY, MOTION, Mover
 from gamengen.motion_reading import read_motions
 from gamengen.outcome import Outcome
+from gamengen.tally import Tally
 
 TALLY_DRAWS = 1  # which numbers of a frame's seed the tally draws from
 MAX_CPU_THREADS = 8  # more only wait for each other on a model this small
@@ -301,8 +302,9 @@ class NeuralGame:
     def step(self, action: Any) -> np.ndarray:
         """Hold ``action`` (A,), or (B, A) in a batch, for one frame; the next frame.
 
-        Where the checkpoint tells outcomes, :attr:`outcome` then holds what the step came to, and :attr:`ended`
-        (B,) which games it ended, drawn from the probabilities told. An ended game may be played on all the same.
+        Where the checkpoint tells outcomes, :attr:`outcome` then holds what the step came to. :attr:`ended` (B,) says
+        which games it ended: drawn from the probabilities told, or lost by what the score bar counts. An ended game may
+        be played on all the same.
 
         Raises:
             ActionError: the length is wrong, or a value is not finite or outside [-1, 1].
@@ -319,16 +321,28 @@ class NeuralGame:
         self._latents = torch.cat([self._latents[:, 1:], latent[:, None]], dim=1)
         self._actions = torch.cat([self._actions[:, 1:], self._actions[:, -1:]], dim=1)
         self._counts = [count + 1 for count in self._counts]
-        if self._head is not None and logits is not None:
-            self.outcome = self._head.tell(logits)
-            if self._teller is not None:
-                told = self._tally[:, -1].cpu().numpy()
-                levels = {name: told[:, n] for n, name in enumerate(self._teller.config.levels)}
-                self.outcome = replace(self.outcome, levels={**self.outcome.levels, **levels})
+        self.outcome = self._head.tell(logits) if self._head is not None and logits is not None else None
+        self.ended = np.zeros(self.batch, bool)
+        if self._teller is not None:
+            self._tell_counts(self._teller)
+        if self.outcome is not None:
             draws = [np.random.default_rng(key).random() for key in zip(self._seeds, self._counts, strict=True)]
-            self.ended = np.array(draws) < self.outcome.ends
+            self.ended |= np.array(draws) < self.outcome.ends
         self._show(frames)
         return self.frame
+
+    def _tell_counts(self, teller: Tally) -> None:
+        """What the score bar counts is what the outcome says of it; a game that it loses has ended."""
+        self.ended |= teller.lost(self._tally).cpu().numpy()
+        if self.outcome is None:
+            return
+        told, before = self._tally[:, -1].cpu().numpy(), self.outcome
+        self.outcome = replace(
+            before,
+            reward=before.reward + np.float32(teller.config.lost_reward) * self.ended,
+            ends=np.where(self.ended, np.float32(1), before.ends),
+            levels={**before.levels, **{name: told[:, n] for n, name in enumerate(teller.config.levels)}},
+        )
 
     @torch.inference_mode()
     def sample_now(self) -> torch.Tensor:

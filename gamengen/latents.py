@@ -42,6 +42,7 @@ class LatentEpisodes:
         motions: of the camera from each frame to the next (N, 4) float32, where they are known; 0 from the last.
         moved: latents of each frame moved to the next (N, C, h, w) float16, where that was done.
         counts: what the score bar counts (N, L) float32, and ``tally``, by which a denoiser is told, where it is.
+        lost: whether each episode ended as the tally ends games, by a change that left nothing of its vital level.
     """
 
     latents: torch.Tensor
@@ -51,6 +52,7 @@ class LatentEpisodes:
     moved: torch.Tensor | None = None
     counts: torch.Tensor | None = None
     tally: Tally | None = None
+    lost: tuple[bool, ...] = ()
 
     def to(self, device: torch.device) -> LatentEpisodes:
         """The same on ``device``."""
@@ -58,22 +60,29 @@ class LatentEpisodes:
             part.to(device) if part is not None else None for part in (self.motions, self.moved, self.counts)
         )
         latents, actions = self.latents.to(device), self.actions.to(device)
-        return LatentEpisodes(latents, actions, self.lengths, motions, moved, counts, self.tally)
+        return LatentEpisodes(latents, actions, self.lengths, motions, moved, counts, self.tally, self.lost)
 
     def history(self, frames: torch.Tensor) -> torch.Tensor:
         """Counts of ``frames`` (B,) and those before them (B, TELLING + 1, L), none of the episode before."""
         assert self.counts is not None
-        index = torch.maximum(frames.cpu()[:, None] + torch.arange(-TELLING, 1), self._begins(frames))
+        index = torch.maximum(frames.cpu()[:, None] + torch.arange(-TELLING, 1), self.begins(frames))
         return self.counts[index.to(self.counts.device)]
+
+    def closes(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whether ``frames`` (B,) are the last of their episodes, and whether those were lost, (B,) bool each."""
+        ends = torch.tensor(self.lengths).cumsum(0)
+        episode = torch.searchsorted(ends, frames.cpu().contiguous(), right=True)
+        lost = torch.tensor(self.lost or (False,) * len(self.lengths))
+        return frames.cpu() == ends[episode] - 1, lost[episode]
 
     def moving(self, frames: torch.Tensor) -> torch.Tensor:
         """The motions by which ``frames`` (B,) and those before them came (B, HISTORY, 4); 0 before an episode."""
         assert self.motions is not None
         index = frames.cpu()[:, None] + torch.arange(-HISTORY, 0)
-        known = (index >= self._begins(frames))[..., None].to(self.motions.device)
+        known = (index >= self.begins(frames))[..., None].to(self.motions.device)
         return self.motions[index.clamp(min=0).to(self.motions.device)] * known
 
-    def _begins(self, frames: torch.Tensor) -> torch.Tensor:
+    def begins(self, frames: torch.Tensor) -> torch.Tensor:
         """First frames of the episodes of ``frames`` (B,), as (B, 1)."""
         first = torch.tensor([0, *self.lengths[:-1]]).cumsum(0)
         return first[torch.searchsorted(first, frames.cpu().contiguous(), right=True) - 1][:, None]

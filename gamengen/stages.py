@@ -38,7 +38,7 @@ from gamengen.train_matching import MatchingTask
 from gamengen.train_outcome import OutcomeTask, find_results, outcome_config
 from gamengen.train_perceptual import PerceptualTask
 from gamengen.train_student import STUDENT_STEPS, StudentTask
-from gamengen.train_tally import TallyTask, find_levels, make_tally, with_counts
+from gamengen.train_tally import TallyTask, find_levels, find_lost, make_tally, with_counts
 from gamengen.training import Trainer, TrainOptions, leave_weights, load_finished
 from gamengen.work_folder import Stage, check_made_for, note_beginning, was_made_for
 from recorder.recording import Recording, write_json
@@ -174,7 +174,7 @@ def count_score(
     """
     if tally is None:
         return latents
-    train, held_out = with_counts(recording, tally.config.levels, latents)
+    train, held_out = with_counts(recording, tally.config, latents)
     return replace(train, tally=tally), replace(held_out, tally=tally)
 
 
@@ -255,7 +255,7 @@ def fit_tally(
             if is_first():
                 write_json(path, asdict(tally.config))
     if not load_finished(place(tally, stage.device), folder, options):
-        counted = with_counts(stage.recording, tally.config.levels, latents)
+        counted = with_counts(stage.recording, tally.config, latents)
         Trainer(TallyTask(tally, *counted, stage.seed + 8, stage.batch("tally")), options, folder).run()
     return tally.eval().requires_grad_(False)
 
@@ -461,7 +461,9 @@ def _outcome_task(
     check_made_for(stage.work / "outcome", "encoder", autoencoder.encoder)
     config = outcome_config(stage.recording, latents[0])
     head = place(OutcomeHead(config), stage.device)
-    train, held_out = zip(latents, find_results(stage.recording, config), strict=True)
+    tally = latents[0].tally
+    lost = find_lost(stage.recording.episodes(), tally.config) if tally is not None else ()
+    train, held_out = zip(latents, find_results(stage.recording, config, lost), strict=True)
     return OutcomeTask(head, train, held_out, stage.seed + 4, stage.batch("outcome"), player)
 
 

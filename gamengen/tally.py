@@ -41,6 +41,8 @@ class TallyConfig:
         levels: game variables that the score bar shows, by name, such as health; L of them.
         ranges: the lowest and the highest value of each.
         changes: what each may change by in one frame.
+        vital: the level that must stay above 0: a change that leaves nothing of it loses the game. "" where none does.
+        lost_reward: what the step that loses the game earns.
         late: frames until the score bar shows a change, 0 or 1.
         features: width of the layers.
     """
@@ -55,6 +57,8 @@ class TallyConfig:
     changes: tuple[tuple[float, ...], ...]
     late: int = 0
     features: int = 64
+    vital: str = ""
+    lost_reward: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
@@ -68,6 +72,8 @@ class TallyConfig:
             raise OptionError(f"a level counts from 0 to {10**DIGITS - 1}", "tally", "restore config.json")
         if any(0 not in part or not all(map(math.isfinite, part)) for part in self.changes) or self.late not in (0, 1):
             raise OptionError("a level may change by 0 too, and shows at most a frame late", "tally", "restore it")
+        if (self.vital and self.vital not in self.levels) or not math.isfinite(self.lost_reward):
+            raise OptionError("what must stay above 0 is one of the levels", "tally", "restore config.json")
 
     @property
     def facts(self) -> int:
@@ -183,6 +189,9 @@ class Tally(nn.Module):
     ) -> torch.Tensor:
         """Counts of the next frame (B, TELLING + 1, L), from those of the newest.
 
+        Where nothing is left of the vital level the game is lost, see :meth:`lost`. Played on all the same, it goes on
+        at its lowest.
+
         Args:
             latents: as of :meth:`forward`; so ``actions``.
             counts: of the newest frame.
@@ -196,8 +205,25 @@ class Tally(nn.Module):
             else:
                 likely = logits.softmax(dim=1).cumsum(dim=1)
                 chosen = (likely < draws[:, level, None]).sum(dim=1).clamp(max=len(changes) - 1)
-            following.append((counts[:, -1, level] + changes[chosen]).clamp(*self.config.ranges[level]))
+            low, high = self.config.ranges[level]
+            before = counts[:, -1, level]
+            least = torch.full_like(before, low)
+            if self.config.levels[level] == self.config.vital:
+                least[before > 0] = 0
+            following.append((before + changes[chosen]).clamp(max=high).maximum(least))
         return torch.cat([counts[:, 1:], torch.stack(following, dim=1)[:, None]], dim=1)
+
+    def fatal(self, counts: torch.Tensor) -> torch.Tensor:
+        """Which changes of the vital level lose a game with such counts (B, TELLING + 1, L), (B, changes) bool."""
+        level = self.config.levels.index(self.config.vital)
+        changes = torch.tensor(self.config.changes[level], device=counts.device)
+        return counts[:, -1, level, None] + changes <= 0
+
+    def lost(self, counts: torch.Tensor) -> torch.Tensor:
+        """Whether games with such counts (B, TELLING + 1, L) are lost, (B,) bool."""
+        if not self.config.vital:
+            return torch.zeros(len(counts), dtype=torch.bool, device=counts.device)
+        return counts[:, -1, self.config.levels.index(self.config.vital)] <= 0
 
     def read(self, latents: torch.Tensor) -> torch.Tensor:
         """What the score bar of latents (B, C, h, w) shows, (B, L) whole numbers: whose picture is nearest to it."""

@@ -8,6 +8,7 @@ hurt as the recorded game is, so what that shows, and where it ends, is learned 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,8 @@ class Results:
     Args:
         rewards: (N,) float32. An episode that ended gives its last reward, of the step that no frame follows,
             to its last frame.
-        ends: (N,) float32, 1 at the last frame of an episode that ended by itself.
+        ends: (N,) float32, 1 at the last frame of an episode that ended by itself. Where a tally draws how games are
+            lost, such an end and its reward are left to that.
         rises: (N, M) float32, 1 where a counter rose.
         levels: (N, L) float32, as shares of their scales.
         usable: (U,) int64, frames that have one before them in their episode.
@@ -69,10 +71,13 @@ def outcome_config(recording: Recording, latents: LatentEpisodes) -> OutcomeConf
     return OutcomeConfig(channels, latents.actions.shape[1], height, width, levels, scales, counters)
 
 
-def find_results(recording: Recording, config: OutcomeConfig) -> tuple[Results, Results]:
-    """The recording's results: (train, held out), split and ordered as the latents are."""
+def find_results(recording: Recording, config: OutcomeConfig, lost: Collection[Path] = ()) -> tuple[Results, Results]:
+    """The recording's results: (train, held out), split and ordered as the latents are.
+
+    The ends of the episodes that were ``lost``, as a tally tells, are not among them.
+    """
     parts = split_held_out([info.path for info in recording.episodes()])
-    ended = {info.path: info.terminated for info in recording.episodes()}
+    ended = {info.path: info.terminated and info.path not in lost for info in recording.episodes()}
     names = recording.episodes()[0].variable_names
     return (read_all_results(parts[0], ended, names, config), read_all_results(parts[1], ended, names, config))
 
@@ -262,9 +267,22 @@ def step_inputs(
 
 
 def score_outcomes(
-    head: OutcomeHead, episodes: LatentEpisodes, truth: Results, device: torch.device
+    head: OutcomeHead,
+    episodes: LatentEpisodes,
+    truth: Results,
+    device: torch.device,
+    lost: torch.Tensor | None = None,
+    lost_reward: float = 0.0,
 ) -> dict[str, float]:
     """How right a head is on frames of episodes.
+
+    Args:
+        head: what is to be scored.
+        episodes: the frames, as latents.
+        truth: what came of their steps.
+        device: to compute on.
+        lost: beside it, how likely the game is lost after each frame (N,), as a tally tells; None where none does.
+        lost_reward: what that earns.
 
     Returns:
         ``reward_error`` and ``HEALTH_error`` (of each level) are mean absolute errors, ``reward_error_zero`` that of
@@ -277,11 +295,15 @@ def score_outcomes(
     picks = torch.from_numpy(usable[:: max(1, len(usable) // MOST_SCORED)])
     found = [head.read(*step_inputs(episodes, part, device)) for part in picks.split(512)]
     reward, wanted = np.concatenate([part.reward for part in found]), truth.rewards[picks].numpy()
+    ends = np.concatenate([part.ends for part in found])
+    if lost is not None:
+        chance = lost[picks].numpy()
+        reward, ends = reward + lost_reward * chance, 1 - (1 - ends) * (1 - chance)
     figures = {
         "reward_error": float(np.abs(reward - wanted).mean()),
         "reward_error_zero": float(np.abs(wanted).mean()),
     }
-    events = {"ends": (np.concatenate([part.ends for part in found]), truth.ends[picks])}
+    events = {"ends": (ends, truth.ends[picks])}
     for n, name in enumerate(head.config.counters):
         events[name] = (np.concatenate([part.rises[name] for part in found]), truth.rises[picks, n])
     for name, (chance, happened) in events.items():

@@ -3,11 +3,14 @@
 What that network sees in play are the model's own frames, whose monsters look a little less like those that strike. So
 once there is a student, it learns on from short free plays too: what changes in the recorded frames in their places
 should be as likely there.
+
+The hit that ends a game is in no recording, whose last frame is the one before it. But that there was one is known, and
+that it was as large as what was left of the health: together such changes must be likely there, whichever it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,12 +28,13 @@ from gamengen.processes import check_batch, share
 from gamengen.tally import DIGITS, Tally, TallyConfig
 from gamengen.train_outcome import LEVELS
 from gamengen.training import step_generator
-from recorder.episodes import read_results
+from recorder.episodes import EpisodeInfo, read_results
 from recorder.recording import Recording, split_held_out
 
 MOST_CHANGES = 32  # kinds of change of a level
 COVERED = 0.95  # of its changes they must be, or it is no count
 RIDGE = 10.0  # frames that pull the pictures towards 0
+VITAL = "HEALTH"  # of which nothing may be left
 CLEAR = 0.5  # share of a position's variance that the counts must explain to be read there
 LATENT_NOISE = 0.3  # at most: generated latents are not as clean as encoded ones
 CHUNK = 2048
@@ -42,24 +46,46 @@ MOST_PLAYED = 4096  # steps of held-out plays that are scored
 
 
 def with_counts(
-    recording: Recording, levels: tuple[str, ...], latents: tuple[LatentEpisodes, LatentEpisodes]
+    recording: Recording, config: TallyConfig, latents: tuple[LatentEpisodes, LatentEpisodes]
 ) -> tuple[LatentEpisodes, LatentEpisodes]:
-    """The same latents, (train, held out), with what the score bar counts.
+    """The same latents, (train, held out), with what the score bar counts, and which games were lost.
 
     Raises:
         DataError: the recording does not know it.
     """
     infos = recording.episodes()
-    missing = sorted(set(levels) - set(infos[0].variable_names))
+    missing = sorted(set(config.levels) - set(infos[0].variable_names))
     if missing:
         raise DataError(f"it has no {', '.join(missing)}, which the model counts", recording.folder, "record anew")
-    columns = [infos[0].variable_names.index(name) for name in levels]
-    parts = split_held_out([info.path for info in infos])
+    columns = [infos[0].variable_names.index(name) for name in config.levels]
+    parts, lost = split_held_out([info.path for info in infos]), find_lost(infos, config)
     train, held_out = (
-        replace(episodes, counts=torch.from_numpy(np.concatenate([_counts(path, columns) for path in paths])))
+        replace(
+            episodes,
+            counts=torch.from_numpy(np.concatenate([_counts(path, columns) for path in paths])),
+            lost=tuple(path in lost for path in paths),
+        )
         for episodes, paths in zip(latents, parts, strict=True)
     )
     return train, held_out
+
+
+def find_lost(infos: Sequence[EpisodeInfo], config: TallyConfig) -> dict[Path, float]:
+    """The episodes that were lost, with what their last step earned.
+
+    Those are meant that ended by themselves where one of the changes leaves nothing of the vital level: a game may also
+    end well.
+    """
+    if not config.vital:
+        return {}
+    largest = -min(config.changes[config.levels.index(config.vital)])
+    lost = {}
+    for info in infos:
+        if info.terminated:
+            rewards, variables = read_results(info.path)
+            if variables[-1, info.variable_names.index(config.vital)] <= largest:
+                lost[info.path] = float(rewards[-1])
+    return lost
 
 
 def _counts(path: Path, columns: list[int]) -> np.ndarray:
@@ -97,7 +123,11 @@ def make_tally(
     config = TallyConfig(
         context, channels, latents[0].actions.shape[1], height, width, tuple(found), ranges, changes
     )  # fmt: skip
-    train = with_counts(recording, config.levels, latents)[0]
+    if VITAL in found:
+        mortal = replace(config, vital=VITAL)
+        lost = find_lost(recording.episodes(), mortal)
+        config = replace(mortal, lost_reward=float(np.mean(list(lost.values())))) if lost else config
+    train = with_counts(recording, config, latents)[0]
     tally = Tally(config).to(device)
     find_pictures(tally, train)
     tally.config = replace(config, late=find_delay(tally, train))
@@ -173,70 +203,92 @@ class TallyTask(PlayedTask):
         self.tally, self._seed, self._batch = model, seed, batch
         self._train, self._held_out = train, held_out
         check_batch(batch)
-        self._window = model.config.context + 1
-        self._starts = window_starts(train.lengths, self._window)
+        self._starts = self._all_starts(train)
         self._player = player
         self._plays = self._begin_plays(train, PLAYS)
         if player is None:
             with torch.no_grad():
                 model.last.bias.copy_(torch.cat(self._often(train)).log())
 
+    def _all_starts(self, episodes: LatentEpisodes) -> np.ndarray:
+        """First frames of all contexts of which something is known that comes next: another frame, or the end."""
+        context = self.tally.config.context
+        starts = window_starts(episodes.lengths, context + 1)
+        if not any(episodes.lost):
+            return starts
+        lost = np.array(episodes.lost) & (np.array(episodes.lengths) >= context)
+        return np.sort(np.concatenate([starts, (np.cumsum(episodes.lengths) - context)[lost]]))
+
     def loss(self, step: int, progress: float) -> torch.Tensor:
-        """Cross-entropy of the changes, on frames drawn evenly, so that probabilities mean what they say."""
+        """Negative log-likelihood of the changes, on frames drawn evenly, so that probabilities mean what they say."""
         generator = step_generator(self._seed, step, self._device)
         loss = self._cost(self.draw(step), generator)
         if self._plays is not None and self._player is not None:
             self._plays.windows(np.random.default_rng([self._seed, step, 1]))  # another begins where one has ended
-            loss = loss + self._cost(self._played(self._plays, self._train), generator)
             self._player.advance(self._plays, generator)
+            loss = loss + self._cost(self._played(self._plays, self._train), generator)
         return loss
 
     def _cost(
         self, windows: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], generator: torch.Generator
     ) -> torch.Tensor:
-        latents, actions, counts, changes = windows
+        latents, actions, counts, possible = windows
         level = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, 1, generator=generator, device=self._device)
         noise = torch.randn(latents.shape, generator=generator, device=self._device)
         kept = [share(part) for part in self.tally.draw_dropout(len(latents), generator)]
         given = (share(part) for part in (latents + level * noise, actions, counts))
         logits = self.tally.split(self.tally(*given, (kept[0], kept[1])))
-        wanted = share(changes)
-        return torch.stack([F.cross_entropy(part, wanted[:, n]) for n, part in enumerate(logits)]).sum()
+        parts = zip(logits, self.tally.split(share(possible)), strict=True)
+        return torch.stack([unlikelihood(told, came > 0).mean() for told, came in parts]).sum()
 
     def _played(
         self, plays: FreePlays, episodes: LatentEpisodes
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """As :meth:`draw`, of free plays: what changes in the recorded frames in their places."""
         latents, actions, frames = plays.past()
-        counts, changes = episodes.history(frames - 1), self._changes(episodes, frames)
-        return latents, actions, counts.to(self._device), changes.to(self._device)
+        counts, possible = episodes.history(frames - 1), self._possible(episodes, frames - 1)
+        return latents, actions, counts.to(self._device), possible.to(self._device)
 
     def draw(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Past latents (B, K, C, h, w) and actions, counts, and the changes (B, L) that come, by their numbers."""
+        """Past latents (B, K, C, h, w) and actions, counts, and what may have come, of :meth:`_possible`."""
         rng = np.random.default_rng([self._seed, step])
         return self._windows(self._train, self._starts[rng.integers(len(self._starts), size=self._batch)])
 
     def _windows(
         self, episodes: LatentEpisodes, starts: np.ndarray
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        context = self._window - 1
+        context = self.tally.config.context
         latents, actions = gather_windows(episodes, starts, context)
         newest = torch.from_numpy(starts + context - 1)
-        given = latents, actions, episodes.history(newest), self._changes(episodes, newest + 1)
-        latents, actions, counts, changes = (part.to(self._device) for part in given)
-        return latents, actions, counts, changes
+        given = latents, actions, episodes.history(newest), self._possible(episodes, newest)
+        latents, actions, counts, possible = (part.to(self._device) for part in given)
+        return latents, actions, counts, possible
 
-    def _changes(self, episodes: LatentEpisodes, frames: torch.Tensor) -> torch.Tensor:
-        """Which change of each level led to ``frames`` (B,), none of them the first of its episode: (B, L) int64."""
-        change = episodes.history(frames)[:, -2:].diff(dim=1)[:, 0]
-        kinds = [torch.tensor(part, device=change.device) for part in self.tally.config.changes]
-        return torch.stack([(change[:, n, None] - part).abs().argmin(1) for n, part in enumerate(kinds)], dim=1)
+    def _possible(self, episodes: LatentEpisodes, newest: torch.Tensor) -> torch.Tensor:
+        """Which changes of each level may have come after the recorded frames ``newest`` (B,): (B, all changes) bool.
+
+        One of each level where a frame follows. After the last frame of a lost game those that lose it, and of the
+        other levels all; all after that of another.
+        """
+        assert episodes.counts is not None
+        last, lost = (part.to(episodes.counts.device) for part in episodes.closes(newest))
+        newest = newest.to(episodes.counts.device)
+        now = episodes.counts[newest]
+        change = episodes.counts[(newest + 1).clamp(max=len(episodes.counts) - 1)] - now
+        possible = []
+        for n, (name, part) in enumerate(zip(self.tally.config.levels, self.tally.config.changes, strict=True)):
+            kinds = torch.tensor(part, device=change.device)
+            came = F.one_hot((change[:, n, None] - kinds).abs().argmin(1), len(kinds)).bool() | last[:, None]
+            if name == self.tally.config.vital:
+                came &= ~(last & lost)[:, None] | self.tally.fatal(now[:, None])
+            possible.append(came)
+        return torch.cat(possible, dim=1)
 
     def _often(self, episodes: LatentEpisodes) -> list[torch.Tensor]:
         """How often each change of each level comes, none never (changes,)."""
-        changes = self._changes(episodes, torch.from_numpy(window_starts(episodes.lengths, 2) + 1)).to(self._device)
-        kinds = map(len, self.tally.config.changes)
-        return [F.one_hot(part, count).sum(0) + 0.5 for part, count in zip(changes.unbind(1), kinds, strict=True)]
+        frames = torch.from_numpy(window_starts(episodes.lengths, 2))
+        came = self._possible(episodes, frames).to(self._device).sum(0) + 0.5
+        return list(came.split([len(part) for part in self.tally.config.changes]))
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """How right it is on held-out frames.
@@ -245,32 +297,44 @@ class TallyTask(PlayedTask):
             Of each level: ``HEALTH_nll``, the mean negative log-likelihood of what happened, and ``HEALTH_nll_rates``,
             that of always telling how often each change comes; ``HEALTH_expected``, the changes that are expected in
             all as a share of those that happened, 1 is right; ``HEALTH_read``, the share of frames whose score bar is
-            read right; with a player ``HEALTH_played_expected``, as the other, in free plays, as a share of those that
-            happened in the recorded frames in their places.
+            read right; ``lost_expected``, the games that are expected to be lost as a share of those that were; with a
+            player ``HEALTH_played_expected``, as the other, in free plays, as a share of those that happened in the
+            recorded frames in their places.
         """
-        starts = window_starts(self._held_out.lengths, self._window)
+        starts = self._all_starts(self._held_out)
         starts = starts[:: max(1, len(starts) // MOST_SCORED)]
         rates = self._often(self._train)
         told: list[list[torch.Tensor]] = [[] for _ in rates]
-        happened, right = [], []
+        happened, right, fatal = [], [], []
         for number in range(0, len(starts), 256):
-            latents, actions, counts, changes = self._windows(self._held_out, starts[number : number + 256])
+            latents, actions, counts, possible = self._windows(self._held_out, starts[number : number + 256])
             for column, logits in zip(told, self.tally.split(self.tally(latents, actions, counts)), strict=True):
                 column.append(logits.log_softmax(1))
-            happened.append(changes)
+            happened.append(possible)
+            if self.tally.config.vital:
+                fatal.append(self.tally.fatal(counts))
             if number < READ_FRAMES:
                 late = self.tally.config.late
                 right.append(self.tally.read(latents[:, -1]) == counts[:, -1 - late].to(latents))
         figures = {}
-        for n, (name, rate) in enumerate(zip(self.tally.config.levels, rates, strict=True)):
-            likely, truth = torch.cat(told[n]), torch.cat(happened)[:, n]
-            none = self.tally.config.changes[n].index(0.0)
-            figures[f"{name}_nll"] = float(F.nll_loss(likely, truth))
-            figures[f"{name}_nll_rates"] = float(F.nll_loss((rate / rate.sum()).log().expand_as(likely), truth))
-            if (truth != none).any():
-                expected = (1 - likely[:, none].exp()).sum()
-                figures[f"{name}_expected"] = float(expected / (truth != none).sum())
+        levels, changes = self.tally.config.levels, self.tally.config.changes
+        came = torch.cat(happened).split([len(part) for part in changes], dim=1)
+        for n, (name, rate) in enumerate(zip(levels, rates, strict=True)):
+            likely, none = torch.cat(told[n]), changes[n].index(0.0)
+            constant = (rate / rate.sum()).log().expand_as(likely)
+            figures[f"{name}_nll"] = float(unlikelihood(likely, came[n]).mean())
+            figures[f"{name}_nll_rates"] = float(unlikelihood(constant, came[n]).mean())
+            known = ~came[n].all(dim=1)
+            changed = known & ~came[n][:, none]
+            if changed.any():
+                figures[f"{name}_expected"] = float((1 - likely[known, none].exp()).sum() / changed.sum())
             figures[f"{name}_read"] = float(torch.cat(right)[:, n].float().mean())
+        if fatal:
+            newest = torch.from_numpy(starts + self.tally.config.context - 1)
+            last, lost = self._held_out.closes(newest)
+            if (last & lost).any():
+                expected = torch.cat(told[levels.index(self.tally.config.vital)]).exp() * torch.cat(fatal)
+                figures["lost_expected"] = float(expected.sum() / (last & lost).sum())
         return figures | self._score_plays(), {}
 
     def _score_plays(self) -> dict[str, float]:
@@ -281,11 +345,17 @@ class TallyTask(PlayedTask):
         expected, happened = (torch.zeros(len(self.tally.config.levels)) for _ in range(2))
         for _ in range(max(1, min(MOST_PLAYED, len(self._starts)) // PLAYS)):
             plays.windows(rng)
-            *given, changes = self._played(plays, self._held_out)
-            for n, logits in enumerate(self.tally.split(self.tally(*given))):
-                none = self.tally.config.changes[n].index(0.0)
-                expected[n] += (1 - logits.softmax(1)[:, none]).sum().cpu()
-                happened[n] += (changes[:, n] != none).sum().cpu()
             self._player.advance(plays, generator, together=False)  # the first process alone evaluates
+            *given, possible = self._played(plays, self._held_out)
+            parts = self.tally.split(self.tally(*given)), self.tally.split(possible)
+            for n, (logits, came) in enumerate(zip(*parts, strict=True)):
+                none, known = self.tally.config.changes[n].index(0.0), ~(came > 0).all(dim=1)
+                expected[n] += (1 - logits.softmax(1)[known, none]).sum().cpu()
+                happened[n] += (came[known, none] == 0).sum().cpu()
         shares = zip(self.tally.config.levels, expected, happened, strict=True)
         return {f"{name}_played_expected": float(told / real) for name, told, real in shares if real}
+
+
+def unlikelihood(logits: torch.Tensor, possible: torch.Tensor) -> torch.Tensor:
+    """Minus the log-likelihood (B,) that one of the ``possible`` changes (B, changes) came, by their ``logits``."""
+    return logits.logsumexp(dim=1) - logits.where(possible, -torch.inf).logsumexp(dim=1)

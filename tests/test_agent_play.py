@@ -81,14 +81,19 @@ class Player:
 
 
 class Mirror:
-    """A neural game that is perfect: it plays the real one. Keys that are ``dead`` do nothing in it."""
+    """A neural game that is perfect: it plays the real one. Keys that are ``dead`` do nothing in it.
+
+    It tells that all games are lost in the step number ``lost``.
+    """
 
     context = 4
 
-    def __init__(self, dead: str = "") -> None:
-        self._works = np.array([name != dead for name in KEYS.names], np.float32)
+    def __init__(self, dead: str = "", lost: int | None = None) -> None:
+        self._works, self._lost = np.array([name != dead for name in KEYS.names], np.float32), lost
 
-    def play(self, frames: np.ndarray, actions: np.ndarray, choose: Any, count: int, seed: int) -> Iterator[np.ndarray]:
+    def play(
+        self, frames: np.ndarray, actions: np.ndarray, choose: Any, count: int, seed: int, lose: Any
+    ) -> Iterator[np.ndarray]:
         games = [Arena() for _ in frames]
         for number, (game, keys) in enumerate(zip(games, actions, strict=True)):
             game.reset(seed=agent_play.FIRST_SEED + seed + number)
@@ -100,6 +105,8 @@ class Mirror:
             chosen = choose(step, newest) * self._works
             newest = np.stack([game.step(keys)[0] for game, keys in zip(games, chosen, strict=True)])
             yield newest
+            if step == self._lost:
+                assert lose(step, list(range(len(games)))) is None
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +174,11 @@ def test_a_key_that_does_nothing_shows(arena_judge: Judge, arena: None) -> None:
     kills = found["difference"]["kills"]
     assert kills["mean"] + kills["ci95"] < 0
     assert found["difference"]["survival_frames"]["mean"] == pytest.approx(0, abs=2), "that does not depend on the keys"
+
+
+def test_a_game_that_is_lost_counts_up_to_there(arena_judge: Judge, arena: None) -> None:
+    found = compare(arena_judge, Mirror(lost=3), EvaluateOptions(agent_seeds=2, agent_frames=20))
+    assert found["neural"]["survival_frames"]["mean"] <= 3 < found["real"]["survival_frames"]["mean"]
 
 
 def test_the_same_seed_gives_the_same_games(arena_judge: Judge, arena: None) -> None:

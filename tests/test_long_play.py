@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
 from gamengen.checkpoints import Checkpoint
 from gamengen.devices import choose_device
@@ -18,6 +20,7 @@ from gamengen.evaluation.rare_parts import RareBlocks, RareSights
 from gamengen.evaluation.similarity import sharpness
 from gamengen.evaluation.subject import Subject
 from gamengen.evaluation.windows import spread_windows
+from recorder.episodes import read_episode
 from recorder.recording import Recording
 
 COUNT = 37
@@ -84,6 +87,31 @@ def test_players_see_the_neural_game_and_every_frame_is_measured(
         assert row["looks"][name]["late"] == pytest.approx(expected, rel=0.02, abs=2e-4), name
 
 
+def test_the_next_game_starts_where_one_is_lost(
+    made_up: Callable[..., Checkpoint], make_recording: Callable[..., Recording], tmp_path: Path
+) -> None:
+    checkpoint = made_up(tally=True)
+    assert checkpoint.tally is not None
+    checkpoint.tally.config = replace(checkpoint.tally.config, vital="HEALTH", ranges=((1, 40), (0, 26)))
+    with torch.no_grad():
+        checkpoint.tally.last.weight.zero_()
+        checkpoint.tally.last.bias.copy_(torch.tensor([40.0, 0, 0, 0, 0, 40]))  # a hit of 8 each frame
+    episodes = make_recording(tmp_path / "data", (30, 20), height=48, width=80).episodes()
+    subject = Subject(checkpoint, choose_device("cpu"))
+    given = RareBlocks.learn(episodes), RareSights.learn(subject, episodes)
+    starts = spread_windows(episodes, 3, subject.context, 1)
+    players = [Player() for _ in starts]
+    values = measure_long_play(subject, starts, cast(Any, players), COUNT, 5, *given)
+    assert (values["lost"] >= COUNT // 5).all(), "five hits and the last health is gone"
+    firsts = [read_episode(info.path, start, start + 4).frames for info, start in starts]
+    for number, player in enumerate(players):
+        assert player.seed == 5 + number + 3 * values["lost"][number]
+        assert len(player.seen) == COUNT + (subject.context - 1) * (1 + values["lost"][number])
+        second = firsts[(number + 1) % 3]
+        assert any(np.array_equal(second, np.stack(player.seen[at : at + 4])) for at in range(4, len(player.seen) - 3))
+    assert summarise_long_play(values, None)["lost"] == values["lost"].sum()
+
+
 def test_early_and_late_are_told_apart_and_a_collapse_is_found() -> None:
     rng = np.random.default_rng(0)
 
@@ -93,15 +121,15 @@ def test_early_and_late_are_told_apart_and_a_collapse_is_found() -> None:
     lessons = [real(200) for _ in range(8)], [np.ones(200, bool)] * 8
     statistics = np.stack([real(1200), real(1200)])
     statistics[1, 900:, :6] -= 3  # it blurs
-    values = {"statistics": statistics, "moving": np.ones((2, 1200), bool)}
+    values = {"statistics": statistics, "moving": np.ones((2, 1200), bool), "lost": np.array([1, 2])}
     values["unusual"] = np.where(np.arange(1200) % 8 == 7, [np.arange(1200.0), np.zeros(1200)], np.nan)
     values["sights"] = np.where(np.isnan(values["unusual"]), np.nan, 0.5)
     row = summarise_long_play(values, summarise_collapse(values, lessons, lessons))
-    assert (row["starts"], row["frames"], row["collapsed"]) == (2, 1200, 1)
+    assert (row["starts"], row["frames"], row["lost"], row["collapsed"]) == (2, 1200, 3, 1)
     assert row["first"][0] is None and 870 < row["first"][1] <= 910
     assert (row["early"], row["late"]) == ([51, 550], [701, 1200])
     looks = {"early": np.arange(55, 550, 8).mean() / 2, "late": np.arange(703, 1200, 8).mean() / 2}
     assert row["looks"]["unusual"] == looks
-    short = summarise_long_play({name: part[:, :69] for name, part in values.items()}, None)
+    short = summarise_long_play({name: part[:, :69] if part.ndim > 1 else part for name, part in values.items()}, None)
     assert short["collapsed"] is None, "nothing is known of it"
     assert short["early"][0] <= short["early"][1] < short["late"][0] <= short["late"][1] == 69

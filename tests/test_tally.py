@@ -13,20 +13,24 @@ import numpy as np
 import pytest
 import torch
 
+from agents.actions import ActionSet
 from agents.errors import CheckpointError, DataError, OptionError
 from engine.game import NeuralGame
 from gamengen.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from gamengen.denoiser import Denoiser, DenoiserConfig, seeing
 from gamengen.diffusion import SamplerConfig
+from gamengen.evaluation.subject import Subject
 from gamengen.free_plays import FreePlays
 from gamengen.latents import LatentEpisodes, gather_steps, weights_hash
+from gamengen.outcome import OutcomeConfig, OutcomeHead
 from gamengen.player import Player
 from gamengen.single_stages import match, train_autoencoder, train_denoiser, train_tally
 from gamengen.tally import TELLING, Tally, TallyConfig
 from gamengen.train_outcome import OutcomeTask, Results
-from gamengen.train_tally import TallyTask, find_delay, find_levels, find_pictures
+from gamengen.train_tally import TallyTask, find_delay, find_levels, find_lost, find_pictures
 from gamengen.training import Trainer, TrainOptions
-from recorder.recording import Recording
+from recorder.episodes import EpisodeWriter
+from recorder.recording import Recording, RecordingHeader
 
 CONFIG = TallyConfig(
     4, 8, 2, 3, 4, ("HEALTH", "SELECTED_WEAPON_AMMO"), ((0, 100), (0, 26)), ((-8, 0, 1), (-1, 0)), features=16
@@ -182,6 +186,85 @@ def test_it_learns_on_in_free_plays_and_goes_on_after_a_stop(
     assert torch.equal(task.tally.pictures, teller.pictures)
 
 
+def lost_games(tally: Tally, count: int = 120) -> LatentEpisodes:
+    """Games that begin with a health of 16 and lose 8 of it in one of ten frames; the second such hit loses them."""
+    rng = np.random.default_rng(0)
+    lives = [np.cumsum(rng.geometric(0.1, 2)) for _ in range(count)]
+    healths = [16.0 - 8 * (np.arange(int(second)) >= first) for first, second in lives]
+    lengths = tuple(map(len, healths))
+    counts = torch.from_numpy(np.concatenate(healths)).float()[:, None].repeat(1, 2)
+    counts[:, 1] = 9
+    frames = len(counts)
+    made = LatentEpisodes(
+        torch.zeros(frames, 8, 3, 4), torch.zeros(frames, 2), lengths, counts=counts, lost=(True,) * count
+    )
+    return replace(made, latents=tally.picture(made.history(torch.arange(frames))).half())
+
+
+def test_the_hit_that_loses_a_game_is_as_likely_as_any_other(tmp_path: Path) -> None:
+    """No frame shows it, so without what is known of it a player of little health would hardly be hit any more."""
+    hits = {}
+    for vital in ("HEALTH", ""):
+        tally = a_tally()
+        tally.config = replace(tally.config, vital=vital)
+        played = lost_games(tally)
+        played = played if vital else replace(played, lost=())
+        task = TallyTask(tally.requires_grad_(True), played, played, 0, batch=64)
+        figures = Trainer(task, TrainOptions(steps=250, adam_lr=3e-3, ema=0.98), tmp_path / f"tally{vital}").run()
+        likely = tally.split(tally(torch.zeros(1, 4, 8, 3, 4), torch.zeros(1, 4, 2), still(8, 9)))[0].softmax(1)
+        hits[vital] = float(likely[0, 0].detach())
+        assert figures.get("lost_expected", 1) == pytest.approx(1, abs=0.2)
+    assert hits["HEALTH"] == pytest.approx(0.1, abs=0.05)
+    assert hits[""] < 0.03
+
+
+def test_what_may_have_come_after_the_last_frame() -> None:
+    tally = a_tally()
+    tally.config = replace(tally.config, vital="HEALTH")
+    played = lost_games(tally, 2)
+    played = replace(played, lost=(True, False))
+    task = TallyTask(tally, played, played, 0, batch=4)
+    ends = torch.tensor(played.lengths).cumsum(0) - 1
+    assert task._possible(played, ends[:1]).tolist() == [[True, False, False, True, True]]
+    assert task._possible(played, ends[1:]).all(), "nothing is known"
+    assert task._possible(played, ends[:1] - 1).sum(1).tolist() == [2]
+    starts = task._all_starts(played)
+    assert ends[0] - 3 in starts
+    assert ends[1] - 3 not in starts
+
+
+def test_a_game_is_lost_where_nothing_is_left_and_may_be_played_on() -> None:
+    tally = Tally(replace(CONFIG, vital="HEALTH", ranges=((3, 100), (0, 26))))
+    with torch.no_grad():
+        tally.last.bias.copy_(torch.tensor([40.0, 0, 0, 0, 40]))
+    given = torch.zeros(3, 4, 8, 3, 4), torch.zeros(3, 4, 2)
+    counts = torch.cat([still(9, 5), still(7, 5), still(0, 5)])
+    assert tally.fatal(counts).tolist() == [[False] * 3, [True, False, False], [True, True, False]]
+    after = tally.advance(*given, counts, torch.zeros(3, 2))
+    assert after[:, -1, 0].tolist() == [1, 0, 3]
+    assert tally.lost(after).tolist() == [False, True, False]
+    untold = Tally(CONFIG)
+    assert not untold.lost(after).any()
+
+
+def test_lost_games_of_a_recording_are_found(tmp_path: Path) -> None:
+    """Those that ended by themselves where a known hit leaves nothing; others ended well, or ran out of time."""
+    names, actions = ("HEALTH",), ActionSet(("LEFT", "RIGHT"))
+    header = RecordingHeader("gym/stripes", actions, 32, 48, 1, 30.0, names, {"random": ""}, 0, {})
+    recording = Recording.create_or_resume(tmp_path / "data", header)
+    last = ((20, True), (20, False), (90, True), (30, True))
+    for number, (health, terminated) in enumerate(last):
+        with EpisodeWriter(recording.episode_path(number), 32, 48, 2, names, number, "random") as writer:
+            for value in (100, 60, 60, health):
+                reward = -1.0 - number if value == health else 0.0
+                writer.append(np.zeros((32, 48, 3), np.uint8), actions.rest, reward, {"HEALTH": value})
+            writer.finish(terminated=terminated, truncated=not terminated)
+    episodes = recording.episodes()
+    config = replace(CONFIG, levels=("HEALTH",), ranges=((20, 100),), changes=((-40.0, -30.0, 0.0),), vital="HEALTH")
+    assert find_lost(episodes, config) == {episodes[0].path: -1.0, episodes[3].path: -4.0}
+    assert find_lost(episodes, replace(config, vital="")) == {}
+
+
 def test_contexts_of_training_and_of_free_plays_begin_with_what_is_told() -> None:
     tally = a_tally()
     played = replace(episodes(tally), tally=tally)
@@ -246,6 +329,7 @@ def test_a_game_tells_what_its_score_bar_counts(made_up: Callable[..., Checkpoin
     with torch.no_grad():
         game._teller.last.bias.copy_(torch.tensor([40.0, 0, 0, 0, 40, 0]))  # type: ignore[union-attr]
     frame = game.step([0, 0])
+    assert not game.ended.any()
     after = game.save().tally
     assert after[0, -1].tolist() == [max(0, before[0, -1, 0] - 8), max(0, before[0, -1, 1] - 1)]
     game.load(replace(game.save(), tally=before))
@@ -253,9 +337,76 @@ def test_a_game_tells_what_its_score_bar_counts(made_up: Callable[..., Checkpoin
     assert frame.any()
 
 
+def test_a_game_that_counts_is_lost_and_the_next_one_starts(made_up: Callable[..., Checkpoint]) -> None:
+    checkpoint = made_up(tally=True)
+    assert checkpoint.tally is not None
+    config = replace(checkpoint.tally.config, vital="HEALTH", lost_reward=-2.5, ranges=((1, 100), (0, 26)))
+    checkpoint.tally.config = config
+    checkpoint = replace(checkpoint, config=replace(checkpoint.config, tally=config))
+    head = OutcomeHead(OutcomeConfig(8, 2, 3, 5, ("HEALTH",), (100.0,)))
+    head.expect(1e-4, torch.zeros(0))
+    with torch.no_grad():
+        checkpoint.tally.last.weight.zero_()
+        checkpoint.tally.last.bias.copy_(torch.tensor([40.0, 0, 0, 0, 0, 40]))  # a hit each frame
+    bare, told = (NeuralGame(replace(checkpoint, outcome=part), "cpu", dtype="float32") for part in (None, head.eval()))
+    for game in (bare, told):
+        counts = game.save().tally.clone()
+        counts[:, -1, 0] = 9
+        game.load(replace(game.save(), tally=counts))
+        game.step([0, 0])
+        assert not game.ended.any()
+        before = game.outcome
+        game.step([0, 0])
+        assert game.ended.all()
+        if before is not None:
+            assert game.outcome is not None
+            assert before.ends.max() < 0.01
+            assert (game.outcome.ends, game.outcome.levels["HEALTH"]) == ([1], [0])
+            assert game.outcome.reward == pytest.approx(before.reward - 2.5, abs=0.2)
+        game.step([0, 0])
+        assert not game.ended.any(), "played on, at the lowest health"
+        game.reset(0)
+        assert not game.ended.any()
+
+
+def test_plays_that_are_lost_start_anew_where_asked(made_up: Callable[..., Checkpoint]) -> None:
+    checkpoint = made_up(tally=True, geometry=True)
+    assert checkpoint.tally is not None
+    checkpoint.tally.config = replace(checkpoint.tally.config, vital="HEALTH", ranges=((1, 16), (0, 26)))
+    with torch.no_grad():
+        checkpoint.tally.last.weight.zero_()
+        checkpoint.tally.last.bias.copy_(torch.tensor([40.0, 0, 0, 0, 0, 40]))  # a hit of 8 each frame
+    subject = Subject(checkpoint, torch.device("cpu"))
+    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 48, 80, 3), np.uint8)
+    other = np.random.default_rng(1).integers(0, 256, (2, 4, 48, 80, 3), np.uint8)
+    held, told, seen = np.zeros((2, 3, 2), np.float32), [], []
+
+    def choose(step: int, newest: np.ndarray) -> np.ndarray:
+        seen.append(newest.copy())
+        return np.zeros((2, 2), np.float32)
+
+    def lose(step: int, games: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        told.append((step, games))
+        return other[games], held[games]
+
+    made = list(subject.play(frames, held, choose, 8, 0, lose))
+    assert made[0].shape == (2, 48, 80, 3)
+    step, games = told[0]
+    for game in range(2):
+        shown = seen[step + 1][game]
+        assert np.array_equal(shown, other[game, -1] if game in games else made[step][game])
+    assert {game for _, games in told for game in games} == {0, 1}
+    played_on = list(subject.play(frames, held, choose, 8, 0))
+    for before in range(step + 1):
+        assert np.array_equal(made[before], played_on[before])
+    assert not np.array_equal(made[step + 1], played_on[step + 1])
+
+
 @pytest.mark.parametrize(
     ("values", "match"),
     [
+        ({"vital": "ARMOR"}, "one of the levels"),
+        ({"lost_reward": float("nan")}, "one of the levels"),
         ({"levels": ()}, "needs levels"),
         ({"ranges": ((0, 100),)}, "a range and changes"),
         ({"ranges": ((0, 1000), (0, 26))}, "0 to 999"),

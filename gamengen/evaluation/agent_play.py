@@ -237,7 +237,8 @@ def play_neural(
         show: called with the number of frames made of each.
 
     Returns:
-        For each game, start and new frames as the judge sees them, (S + ``frames``, h, w, 3) uint8.
+        For each game, start and new frames as the judge sees them, (S + ``frames``, h, w, 3) uint8; fewer where the
+        model tells that it is lost: up to the frame before, as the real game's.
     """
     info: dict[str, Any] = {"variables": {}}
     for player, game in zip(players, games, strict=True):
@@ -252,11 +253,17 @@ def play_neural(
     starts = np.stack([game.start[-context:] for game in games])
     held = np.stack([game.actions[start - context : start - 1] for game in games])
     made = [[*game.frames[:start]] for game in games]
-    for count, newest in enumerate(subject.play(starts, held, choose, frames, seed), start=1):
+    lengths = [start + frames] * len(games)
+
+    def lose(step: int, lost: list[int]) -> None:
+        for number in lost:
+            lengths[number] = min(lengths[number], start + step)
+
+    for count, newest in enumerate(subject.play(starts, held, choose, frames, seed, lose), start=1):
         for row, small in zip(made, judge.shrink(newest), strict=True):
             row.append(small)
         show(count)
-    return [np.stack(row) for row in made]
+    return [np.stack(row[:length]) for row, length in zip(made, lengths, strict=True)]
 
 
 def read_outcome(judge: Judge, frames: np.ndarray, start: int) -> dict[str, float]:

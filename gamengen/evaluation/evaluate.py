@@ -360,7 +360,8 @@ class _Evaluation:
             return None
 
         def measure() -> Values:
-            return {"json": np.array(json.dumps(measure_outcomes(head, self._subject, self._episodes)))}
+            found = measure_outcomes(head, self._checkpoint.tally, self._subject, self._episodes)
+            return {"json": np.array(json.dumps(found))}
 
         return json.loads(str(self._parts.take("outcome", measure)["json"]))
 

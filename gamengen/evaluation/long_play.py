@@ -1,6 +1,7 @@
 """Long play: thousands of frames with no real one to compare with, under random keys and under an agent.
 
 What is asked is whether the game holds: whether a play collapses, and whether its last frames look as its first do.
+Where the model tells that a game is lost, the next one starts, as in the window; where it does not, play goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from gamengen.evaluation.rare_parts import RareBlocks, RareSights
 from gamengen.evaluation.subject import Subject
 from gamengen.evaluation.turning import moves_view
 from gamengen.evaluation.windows import Start
-from recorder.episodes import read_episode
+from recorder.episodes import Episode, read_episode
 
 CHUNK = 16  # frames measured at once
 SETTLE_FRAMES = 50  # at the start, which what is early leaves out
@@ -51,7 +52,8 @@ def measure_long_play(
 
     Returns:
         ``statistics`` (S, count, 34) of :func:`gamengen.evaluation.collapse.frame_statistics`, ``moving`` (S, count),
-        whether the view was moved, and ``unusual`` and ``sights`` (S, count), of every eighth frame, else NaN.
+        whether the view was moved, ``unusual`` and ``sights`` (S, count), of every eighth frame, else NaN, and ``lost``
+        (S,), how many games were.
     """
     context = subject.context
     info: dict[str, Any] = {"variables": {}}
@@ -62,15 +64,28 @@ def measure_long_play(
         held.append(np.stack([player.act(frame, info) for player, frame in zip(players, newest, strict=True)]))
         return held[-1]
 
-    for number, (player, episode) in enumerate(zip(players, episodes, strict=True)):
-        player.reset(seed + number)
+    lost = np.zeros(len(starts), np.int64)
+
+    def begin(number: int) -> Episode:
+        """The player's next game: from its own start at first, then from those after it in turn."""
+        episode = episodes[(number + lost[number]) % len(episodes)]
+        players[number].reset(seed + number + len(players) * int(lost[number]))
         for frame in episode.frames[:-1]:
-            player.act(frame, info)
+            players[number].act(frame, info)
+        return episode
+
+    def lose(step: int, games: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        lost[games] += 1
+        begun = [begin(number) for number in games]
+        return np.stack([one.frames for one in begun]), np.stack([one.actions[:-1] for one in begun])
+
+    for number in range(len(players)):
+        begin(number)
     frames = np.stack([episode.frames for episode in episodes])
     before = np.stack([episode.actions[:-1] for episode in episodes])
     statistics: list[np.ndarray] = []
     unusual, seen = np.full((2, len(starts), count), np.nan)
-    for chunk in _chunks(frames[:, -1], subject.play(frames, before, choose, count, seed)):
+    for chunk in _chunks(frames[:, -1], subject.play(frames, before, choose, count, seed, lose)):
         done = sum(part.shape[1] for part in statistics)
         for number in range(RARE_EVERY - 1 - done % RARE_EVERY, chunk.shape[1] - 1, RARE_EVERY):
             unusual[:, done + number] = rare.shares(chunk[:, 1 + number])
@@ -78,7 +93,7 @@ def measure_long_play(
         statistics.append(np.stack([frame_statistics(play)[1:] for play in chunk]))
         show(len(starts) * (done + chunk.shape[1] - 1))
     moving = [moves_view(subject.config.action_set, play) for play in np.stack(held, axis=1)]
-    told = {"unusual": unusual, "sights": seen}
+    told = {"unusual": unusual, "sights": seen, "lost": lost}
     return {"statistics": np.concatenate(statistics, axis=1), "moving": np.stack(moving), **told}
 
 
@@ -97,6 +112,7 @@ def summarise_long_play(values: Values, collapse: dict[str, Any] | None) -> dict
     return {
         "starts": starts,
         "frames": count,
+        "lost": int(values["lost"].sum()),
         **{name: collapse and collapse[name] for name in ("collapsed", "first", "false_alarm_rate")},
         **{name: [span.start + 1, span.stop] for name, span in spans.items()},
         "looks": {

@@ -13,7 +13,7 @@ import numpy as np
 from agents.errors import DataError
 from recorder.recording import write_json
 
-VERSION = 3  # of what the parts hold: with another, an evaluation that was begun is begun anew
+VERSION = 4  # of what the parts hold: with another, an evaluation that was begun is begun anew
 Values = dict[str, np.ndarray]
 
 

@@ -241,6 +241,8 @@ def _long(metrics: Metrics) -> list[Lines]:
             f"Under {'random keys' if player == 'random' else f'the agent *{player}*, which sees its frames'}: "
             f"{row['starts']} plays of {row['frames']} frames{fate}{f', at frames {first}' if first else ''}."
         )
+        if row.get("lost"):
+            text += f" {row['lost']} games were lost in them; the next one starts then, from another recorded moment."
         rows = []
         for look, values in row["looks"].items():
             early, late = values["early"], values["late"]
@@ -250,7 +252,7 @@ def _long(metrics: Metrics) -> list[Lines]:
         parts += [[text], table(["look, mean", *spans.values(), "change"], rows)]
     return [
         [
-            "Long plays go on where the real game would long be over; nothing but the picture itself tells how they "
+            "Long plays go on for longer than a real game; nothing but the picture itself tells how they "
             "look. Brightness, contrast and colourfulness are shares of full scale, sharpness and motion grey levels, "
             "*unusual* the share of the picture that is seldom seen where it stands, *sights* the share of frames with "
             "something unusual in view."

@@ -20,6 +20,9 @@ from gamengen.train_autoencoder import encode_frames
 from gamengen.training import autocast, step_generator
 
 Choose = Callable[[int, np.ndarray], np.ndarray]
+# Called with the step and the numbers of the games that it lost; frames (n, K, H, W, 3) and actions (n, K - 1, A), as
+# of :meth:`Subject.play`, from which those start anew, or None to play them on.
+Lose = Callable[[int, list[int]], tuple[np.ndarray, np.ndarray] | None]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,16 @@ class Beside:
 
     motions: torch.Tensor | None = None
     tally: torch.Tensor | None = None
+
+    def put(self, games: list[int], other: Beside) -> Beside:
+        """The same, but for ``games``, of which ``other`` knows."""
+        parts = []
+        for mine, theirs in ((self.motions, other.motions), (self.tally, other.tally)):
+            if mine is not None and theirs is not None:
+                mine = mine.clone()
+                mine[games] = theirs.to(mine)
+            parts.append(mine)
+        return Beside(*parts)
 
 
 class Subject:
@@ -140,8 +153,20 @@ class Subject:
         """Noise for :meth:`predict` (2, B, C, h, w), for latents (B, C, h, w); ``generator`` is the CPU's."""
         return torch.randn(2, *latents.shape, generator=generator)
 
+    def lost(self, beside: Beside) -> list[int]:
+        """The numbers of the games that are lost with such frames."""
+        if self._tally is None or beside.tally is None:
+            return []
+        return self._tally.lost(beside.tally).nonzero()[:, 0].tolist()
+
     def play(
-        self, frames: np.ndarray, actions: np.ndarray, choose: Choose, count: int, seed: int
+        self,
+        frames: np.ndarray,
+        actions: np.ndarray,
+        choose: Choose,
+        count: int,
+        seed: int,
+        lose: Lose = lambda step, games: None,
     ) -> Iterator[np.ndarray]:
         """Free play of B games side by side: ``count`` new frames of each, all the model's own.
 
@@ -152,6 +177,7 @@ class Subject:
                 the actions (B, A) that are held now.
             count: new frames.
             seed: of the sampling noise.
+            lose: called when games are lost, where the model tells that; without, they are played on.
 
         Yields:
             The newest frames (B, H, W, 3) uint8.
@@ -161,14 +187,28 @@ class Subject:
         held = torch.from_numpy(np.array(actions, np.float32)).to(self.device)
         newest, generator = frames[:, -1], step_generator(seed, 1)
         beside: Beside | None = None
+        started: list[int] = []
         for step in range(count):
             now = torch.from_numpy(np.array(choose(step, newest), np.float32)).to(self.device)
             held = torch.cat([held, now[:, None]], dim=1)
-            context, before, beside = self.look(past, held, newest, beside or self.settle(past, held), generator)
+            if beside is None:
+                beside = self.settle(past, held)
+            elif started:
+                beside = beside.put(started, self.settle(past[started], held[started]))
+            context, before, beside = self.look(past, held, newest, beside, generator)
             latents = self.predict(context, held, self.noise(past[:, 0], generator))
             newest = self.decode_next(latents, before)
             past, held = torch.cat([past[:, 1:], latents[:, None]], dim=1), held[:, 1:]
             yield newest
+            started = self.lost(beside)
+            starts = lose(step, started) if started else None
+            if starts is None:
+                started = []
+                continue
+            newest, past, held = newest.copy(), past.clone(), held.clone()
+            newest[started] = starts[0][:, -1]
+            past[started] = torch.stack([self.encode(part) for part in starts[0]])
+            held[started] = torch.from_numpy(np.array(starts[1], np.float32)).to(self.device)
 
 
 def follow(actions: np.ndarray) -> Choose:
