@@ -58,6 +58,8 @@ def play(name: str) -> None:
             action = game.action_set.encode(held)
             frames.append(draw_held_keys(game.step(action), game.action_set, action))
             video.append(frames[-1])
+            if game.ended.any():
+                game.reset()  # the next game, as in the window
     shown = [Image.fromarray(frame) for frame in frames[:SHOWN_FRAMES:SHOWN_SKIP]]
     pause = round(1000 * SHOWN_SKIP / game.fps)
     moving = {"save_all": True, "append_images": shown[1:], "duration": pause, "loop": 0}
