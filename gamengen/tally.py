@@ -219,6 +219,11 @@ class Tally(nn.Module):
         changes = torch.tensor(self.config.changes[level], device=counts.device)
         return counts[:, -1, level, None] + changes <= 0
 
+    def chance_to_lose(self, logits: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """How likely games with such counts (B, TELLING + 1, L) are lost now, (B,) float32, by the changes' logits."""
+        likely = self.split(logits)[self.config.levels.index(self.config.vital)].softmax(dim=1)
+        return (likely * self.fatal(counts)).sum(dim=1)
+
     def lost(self, counts: torch.Tensor) -> torch.Tensor:
         """Whether games with such counts (B, TELLING + 1, L) are lost, (B,) bool."""
         if not self.config.vital:

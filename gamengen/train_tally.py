@@ -57,12 +57,13 @@ def with_counts(
     missing = sorted(set(config.levels) - set(infos[0].variable_names))
     if missing:
         raise DataError(f"it has no {', '.join(missing)}, which the model counts", recording.folder, "record anew")
-    columns = [infos[0].variable_names.index(name) for name in config.levels]
     parts, lost = split_held_out([info.path for info in infos]), find_lost(infos, config)
     train, held_out = (
         replace(
             episodes,
-            counts=torch.from_numpy(np.concatenate([_counts(path, columns) for path in paths])),
+            counts=torch.from_numpy(
+                np.concatenate([read_counts(path, infos[0].variable_names, config) for path in paths])
+            ),
             lost=tuple(path in lost for path in paths),
         )
         for episodes, paths in zip(latents, parts, strict=True)
@@ -88,8 +89,9 @@ def find_lost(infos: Sequence[EpisodeInfo], config: TallyConfig) -> dict[Path, f
     return lost
 
 
-def _counts(path: Path, columns: list[int]) -> np.ndarray:
-    return read_results(path)[1][:, columns].round().astype(np.float32)
+def read_counts(path: Path, names: Sequence[str], config: TallyConfig) -> np.ndarray:
+    """What is counted in an episode (N, L) float32, whose variables are called ``names``."""
+    return read_results(path)[1][:, [names.index(name) for name in config.levels]].round().astype(np.float32)
 
 
 def find_levels(recording: Recording) -> dict[str, tuple[tuple[float, float], tuple[float, ...]]]:
@@ -305,14 +307,15 @@ class TallyTask(PlayedTask):
         starts = starts[:: max(1, len(starts) // MOST_SCORED)]
         rates = self._often(self._train)
         told: list[list[torch.Tensor]] = [[] for _ in rates]
-        happened, right, fatal = [], [], []
+        happened, right, losing = [], [], []
         for number in range(0, len(starts), 256):
             latents, actions, counts, possible = self._windows(self._held_out, starts[number : number + 256])
-            for column, logits in zip(told, self.tally.split(self.tally(latents, actions, counts)), strict=True):
-                column.append(logits.log_softmax(1))
+            logits = self.tally(latents, actions, counts)
+            for column, part in zip(told, self.tally.split(logits), strict=True):
+                column.append(part.log_softmax(1))
             happened.append(possible)
             if self.tally.config.vital:
-                fatal.append(self.tally.fatal(counts))
+                losing.append(self.tally.chance_to_lose(logits, counts))
             if number < READ_FRAMES:
                 late = self.tally.config.late
                 right.append(self.tally.read(latents[:, -1]) == counts[:, -1 - late].to(latents))
@@ -329,12 +332,9 @@ class TallyTask(PlayedTask):
             if changed.any():
                 figures[f"{name}_expected"] = float((1 - likely[known, none].exp()).sum() / changed.sum())
             figures[f"{name}_read"] = float(torch.cat(right)[:, n].float().mean())
-        if fatal:
-            newest = torch.from_numpy(starts + self.tally.config.context - 1)
-            last, lost = self._held_out.closes(newest)
-            if (last & lost).any():
-                expected = torch.cat(told[levels.index(self.tally.config.vital)]).exp() * torch.cat(fatal)
-                figures["lost_expected"] = float(expected.sum() / (last & lost).sum())
+        last, lost = self._held_out.closes(torch.from_numpy(starts + self.tally.config.context - 1))
+        if losing and (last & lost).any():
+            figures["lost_expected"] = float(torch.cat(losing).sum() / (last & lost).sum())
         return figures | self._score_plays(), {}
 
     def _score_plays(self) -> dict[str, float]:

@@ -13,7 +13,8 @@ from gamengen.latents import LatentEpisodes
 from gamengen.outcome import OutcomeHead
 from gamengen.tally import Tally
 from gamengen.train_outcome import read_all_results, score_outcomes
-from recorder.episodes import EpisodeInfo, read_episode, read_results
+from gamengen.train_tally import read_counts
+from recorder.episodes import EpisodeInfo, read_episode
 from recorder.progress import progress
 
 MOST_FRAMES = 6000  # whole episodes are read, as long as there are no more
@@ -44,8 +45,7 @@ def measure_outcomes(
     truth = read_all_results(list(ended), ended, names, head.config)
     lost, lost_reward = None, 0.0
     if tally is not None and tally.config.vital in names:
-        columns = [names.index(name) for name in tally.config.levels]
-        counts = torch.cat([torch.from_numpy(read_results(path)[1][:, columns]).round().float() for path in ended])
+        counts = torch.cat([torch.from_numpy(read_counts(path, names, tally.config)) for path in ended])
         lost = chances_to_lose(place(tally, subject.device), replace(footage, counts=counts))
         lost_reward = tally.config.lost_reward
     figures = score_outcomes(place(head, subject.device), footage, truth, subject.device, lost, lost_reward)
@@ -60,6 +60,5 @@ def chances_to_lose(tally: Tally, episodes: LatentEpisodes) -> torch.Tensor:
         past = torch.maximum(frames[:, None] + torch.arange(1 - tally.config.context, 1), episodes.begins(frames))
         counts = episodes.history(frames).to(device)
         logits = tally(episodes.latents[past].float().to(device), episodes.actions[past].to(device), counts)
-        likely = tally.split(logits)[tally.config.levels.index(tally.config.vital)].softmax(1)
-        found.append((likely * tally.fatal(counts)).sum(1).cpu())
+        found.append(tally.chance_to_lose(logits, counts).cpu())
     return torch.cat(found)

@@ -135,7 +135,7 @@ OUTCOME_ROWS = {
 def _outcome(metrics: Metrics) -> list[Lines]:
     found = metrics["outcome"]
     text = (
-        f"What the outcome head reads from the true latents of {found['frames']} held-out frames with {found['ends']} "
+        f"What the model reads from the true latents of {found['frames']} held-out frames with {found['ends']} "
         "ends of a game. A rise of a counter, or an end, is told as a probability: expected in all for each that came, "
         "1 is right."
     )
