@@ -27,7 +27,8 @@ HISTORY = 4  # motions that are remembered: the view bobs once in ten frames
 FINER = 2  # a latent position has so many positions of the flow each way
 USUAL_DISTANCE = 90.0  # units of the map
 BEHIND = 0.05  # no nearer to the plane of the lens, as a share of the distance
-LOOK_WIDTH, LOOK_SIZE, MOTION_WIDTH = 64, 64, 256
+LOOK_WIDTH, LOOK_SIZE, TURN_WIDTH, MOTION_WIDTH = 64, 64, 128, 256
+SPEED_KEPT = 0.82  # from frame to frame, at first: Doom's friction leaves 0.906 of it each 35th of a second
 DROPOUT = 0.3
 STANDS_GAIN, STANDS_BIAS = 4.0, 2.0  # fresh weights mostly move
 
@@ -70,7 +71,12 @@ class GeometryConfig:
 
 
 class CameraNetwork(nn.Module):
-    """How the camera moves next, from the actions, its last motions and the newest two latents."""
+    """How the camera moves next, from the actions, its last motions and the newest two latents.
+
+    A turn follows from the keys alone, which are held longer or shorter, and is told by a network of its own. Speed is
+    kept from frame to frame but for a share, in the axes of where the camera was: the last motion is turned into those
+    of now, and what the keys and walls add to it is told.
+    """
 
     def __init__(self, config: GeometryConfig) -> None:
         super().__init__()
@@ -78,22 +84,56 @@ class CameraNetwork(nn.Module):
         far = -(-config.height // 4) * -(-config.width // 4)
         self.look = nn.Sequential(
             nn.Conv2d(2 * config.channels, wide, 3, 2, 1), nn.SiLU(), nn.Conv2d(wide, wide, 3, 2, 1), nn.SiLU(),
-            nn.Conv2d(wide, wide // 2, 1), nn.SiLU(), nn.Flatten(), nn.Dropout(DROPOUT),
-            nn.Linear(wide // 2 * far, LOOK_SIZE),
+            nn.Conv2d(wide, wide // 2, 1), nn.SiLU(), nn.Flatten(),
+        )  # fmt: skip
+        self.looked = nn.Linear(wide // 2 * far, LOOK_SIZE)
+        self.turn = nn.Sequential(
+            nn.Linear(config.context * config.actions, TURN_WIDTH), nn.SiLU(),
+            nn.Linear(TURN_WIDTH, TURN_WIDTH), nn.SiLU(), nn.Linear(TURN_WIDTH, 1),
         )  # fmt: skip
         self.net = nn.Sequential(
-            nn.Linear(config.context * config.actions + HISTORY * MOTION + LOOK_SIZE, MOTION_WIDTH), nn.SiLU(),
-            nn.Linear(MOTION_WIDTH, MOTION_WIDTH), nn.SiLU(), nn.Linear(MOTION_WIDTH, MOTION),
+            nn.Linear(config.context * config.actions + (HISTORY + 1) * MOTION + LOOK_SIZE, MOTION_WIDTH), nn.SiLU(),
+            nn.Linear(MOTION_WIDTH, MOTION_WIDTH), nn.SiLU(), nn.Linear(MOTION_WIDTH, MOTION - 1),
         )  # fmt: skip
+        self.kept = nn.Parameter(torch.full((2,), SPEED_KEPT))
 
-    def forward(self, latents: torch.Tensor, actions: torch.Tensor, history: torch.Tensor) -> torch.Tensor:
-        """Latents (B, K, C, h, w), actions (B, K, A) and motions (B, HISTORY, 4) -> the next motion (B, 4) float32."""
-        unit = latents.new_tensor(MOTION_UNIT, dtype=torch.float32)
+    def forward(
+        self, latents: torch.Tensor, actions: torch.Tensor, history: torch.Tensor, kept: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Latents (B, K, C, h, w), actions (B, K, A) and motions (B, HISTORY, 4) -> the next motion (B, 4) float32.
+
+        ``kept`` is what dropout multiplies with in training, as of :meth:`draw_dropout`.
+        """
         with torch.autocast(latents.device.type, enabled=False):  # in bfloat16 a turn would be off by part of a pixel
+            unit, held, history = history.new_tensor(MOTION_UNIT).float(), actions.flatten(1).float(), history.float()
             seen = self.look(latents[:, -2:].flatten(1, 2).float())
-            given = torch.cat([actions.flatten(1).float(), (history.float() / unit).flatten(1), seen], dim=1)
-            told: torch.Tensor = self.net(given)
+            seen = self.looked(seen if kept is None else seen * kept)
+            turn = self.turn(held)
+            last = turned(history[:, -1])
+            now = torch.stack([*(last / unit[:2]).unbind(1), turn[:, 0].detach(), history[:, -1, 3] / unit[3]], dim=1)
+            added = self.net(torch.cat([held, (history / unit).flatten(1), now, seen], dim=1))
+            told = torch.cat([self.kept * last / unit[:2] + added[:, :2], turn, added[:, 2:]], dim=1)
             return told * unit
+
+    def draw_dropout(self, batch: int, generator: torch.Generator) -> torch.Tensor:
+        """What dropout leaves of what is seen (B, F): 0, or 1 over the share that is kept."""
+        device = self.looked.weight.device
+        chance = torch.rand(batch, self.looked.in_features, generator=generator, device=device)
+        return (chance >= DROPOUT).float() / (1 - DROPOUT)
+
+    def tell_turn(self, actions: torch.Tensor) -> torch.Tensor:
+        """Actions (B, K, A) -> turns to the left in radians (B,) float32."""
+        with torch.autocast(actions.device.type, enabled=False):
+            told: torch.Tensor = MOTION_UNIT[2] * self.turn(actions.flatten(1).float())[:, 0]
+            return told
+
+
+def turned(motion: torch.Tensor) -> torch.Tensor:
+    """Forward and to the right (B, 2) of motions (B, 4), in the axes of where the camera is after them."""
+    forward, aside, turn, _ = motion.unbind(1)
+    return torch.stack(
+        [forward * turn.cos() - aside * turn.sin(), forward * turn.sin() + aside * turn.cos()], dim=1
+    )  # fmt: skip
 
 
 class DistanceNetwork(nn.Module):

@@ -15,7 +15,7 @@ from gamengen.compensation import warp
 from gamengen.geometry import HISTORY, MOTION, Geometry, Mover, motion_flow
 
 # How far a told motion may be off, see ``MOTION``: told from rest, and from known ones.
-FROM_REST, FROM_KNOWN = (7.0, 5.0, 0.03, 2.7), (1.6, 1.4, 0.012, 1.6)
+FROM_REST, FROM_KNOWN = (9.0, 6.0, 0.01, 2.5), (1.5, 1.3, 0.002, 1.3)
 LEARNED = 0.55  # of the first more than the second, what is left after a frame
 ROUNDS = (8, 4, 4)  # pixels each way that count as one, coarse ones first
 TRIED, KEPT = 48, 6  # motions a round, and of those whose mean goes on

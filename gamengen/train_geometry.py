@@ -11,14 +11,17 @@ from gamengen.devices import place
 from gamengen.geometry import FINER, MOTION_UNIT, USUAL_DISTANCE, Geometry, motion_flow
 from gamengen.geometry_cache import Scenes
 from gamengen.latents import gather_windows, window_starts
-from gamengen.processes import check_batch, share
-from gamengen.training import Task, step_generator
+from gamengen.processes import average_gradients, check_batch, share
+from gamengen.training import Task, learning_rate_factor, step_generator
 from recorder.replay import CELL
 
 LATENT_NOISE = 0.5  # highest, of what it sees of the past
 HISTORY_NOISE, MOTION_NOISE = 0.03, 0.02  # of the motions, in their units
 DISTANCE_WEIGHT, MOTION_WEIGHT = 0.5, 5.0  # beside pixels of flow: of log distances, and of motions in their units
 LARGEST_FLOW, LARGEST_MOTION = 40.0, 10.0  # pixels, units: beyond, an error counts no more
+CAMERA_BATCH = 2  # windows of the camera network, beside one of that of distances
+TURN_BATCH, TURN_STEPS, TURN_RATE = 8, 5, 3e-3  # likewise of turns, in each of so many steps of their own
+KEPT_APART = (0, 1, 3)  # motions that are learned without turns
 HELD_OUT_WINDOWS = 192
 RATE = 1e-3  # of AdamW; weights of two or more dimensions learn by Muon
 
@@ -43,13 +46,14 @@ class GeometryTask(Task):
         self._train, self._held_out = train, held_out
         check_batch(batch)
         self._starts = window_starts(train.episodes.lengths, model.config.context + 1)
+        self._turns = torch.optim.AdamW(model.camera.turn.parameters(), weight_decay=0.0)
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
         """Errors of the flow, with the real motion, in pixels; of log distances; and of motions in their units."""
         rng = np.random.default_rng([self._seed, step])
         generator = step_generator(self._seed, step, self._device)
         starts = rng.choice(self._starts, self._batch)
-        latents, actions, history, motion, distances = self._windows(self._train, starts)
+        latents, _, history, motion, distances = self._windows(self._train, starts)
 
         def noise(like: torch.Tensor) -> torch.Tensor:
             return torch.randn(like.shape, generator=generator, device=self._device)
@@ -58,16 +62,68 @@ class GeometryTask(Task):
         latents = latents + LATENT_NOISE * level.square()[:, None, None, None, None] * noise(latents)
         doubted = history + HISTORY_NOISE * self._unit * doubt[:, None, None] * noise(history)
         near = motion + MOTION_NOISE * self._unit * noise(motion)
-        latents, actions, doubted, near, motion, distances = (
-            share(part) for part in (latents, actions, doubted, near, motion, distances)
+        latents, doubted, near, motion, distances = (
+            share(part) for part in (latents, doubted, near, motion, distances)
         )
         flow, inverse, moves = self._labels(distances, motion)
         told, share_told = self._geometry.distance(latents, doubted, near)
         flow_error = self._flow_error(told, share_told, motion, flow)
         distance_error = ((told.log() - inverse.log()).abs() * moves).mean()
-        motion_error = (self._geometry.camera(latents, actions, doubted) - motion).abs() / self._unit
-        weighted = DISTANCE_WEIGHT * distance_error + MOTION_WEIGHT * motion_error.clamp(max=LARGEST_MOTION).mean()
-        return flow_error.mean() + weighted
+        self._learn_turns(rng, progress)
+        motion_error = self._motion_error(rng, generator)
+        return flow_error.mean() + DISTANCE_WEIGHT * distance_error + MOTION_WEIGHT * motion_error
+
+    def _motion_error(self, rng: np.random.Generator, generator: torch.Generator) -> torch.Tensor:
+        """Mean absolute error of told motions in their units, on many windows more: the camera network is small."""
+        starts, context = rng.choice(self._starts, CAMERA_BATCH * self._batch), self._geometry.config.context
+        episodes, newest = self._train.episodes, torch.from_numpy(starts + context - 1)
+        assert episodes.motions is not None
+        latents, _ = gather_windows(episodes, starts + context - 2, 2)
+        held = torch.from_numpy(starts[:, None] + np.arange(context))
+        given = (latents, episodes.actions[held], episodes.moving(newest), episodes.motions[newest])
+        latents, actions, history, motion = (part.to(self._device) for part in given)
+        doubt, level = torch.rand(2, len(motion), generator=generator, device=self._device)
+        noise = torch.randn(history.shape, generator=generator, device=self._device)
+        history = history + HISTORY_NOISE * self._unit * doubt[:, None, None] * noise
+        noise = torch.randn(latents.shape, generator=generator, device=self._device)
+        latents = latents + LATENT_NOISE * level.square()[:, None, None, None, None] * noise
+        kept = self._geometry.camera.draw_dropout(len(motion), generator)
+        latents, actions, history, motion, kept = (share(part) for part in (latents, actions, history, motion, kept))
+        error = ((self._geometry.camera(latents, actions, history, kept) - motion).abs() / self._unit)[:, KEPT_APART]
+        return error.clamp(max=LARGEST_MOTION).mean()
+
+    def _learn_turns(self, rng: np.random.Generator, progress: float) -> None:
+        """Steps of the network that tells turns: it looks at keys alone, and becomes exact after thousands of steps."""
+        episodes, context = self._train.episodes, self._geometry.config.context
+        camera, unit = self._geometry.camera, MOTION_UNIT[2]
+        assert episodes.motions is not None
+        for group in self._turns.param_groups:
+            group["lr"] = TURN_RATE * learning_rate_factor(progress)
+        for _ in range(TURN_STEPS):
+            starts = rng.choice(self._starts, TURN_BATCH * self._batch)
+            actions = episodes.actions[torch.from_numpy(starts[:, None] + np.arange(context))]
+            turns = episodes.motions[torch.from_numpy(starts + context - 1)][:, 2]
+            actions, turns = (share(part.to(self._device)) for part in (actions, turns))
+            self._turns.zero_grad(set_to_none=True)
+            ((camera.tell_turn(actions) - turns).abs().mean() / unit).backward()
+            average_gradients(camera.turn)
+            self._turns.step()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The moments of the turns' own optimizer."""
+        return {
+            f"{number}.{name}": value
+            for number, parameter in enumerate(self._geometry.camera.turn.parameters())
+            for name, value in self._turns.state[parameter].items()
+        }
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from :meth:`state`."""
+        for number, parameter in enumerate(self._geometry.camera.turn.parameters()):
+            found = {name.split(".")[1]: part for name, part in state.items() if name.startswith(f"{number}.")}
+            self._turns.state[parameter] = {
+                name: value.clone() if name == "step" else value.to(parameter) for name, value in found.items()
+            }
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Held-out errors: of flows in pixels, with the told motion and the real one, of none; of each motion."""

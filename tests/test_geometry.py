@@ -14,8 +14,6 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-import gamengen.create
-import gamengen.single_stages
 from agents.errors import CheckpointError, DataError, OptionError
 from agents.lens import Lens
 from engine.game import NeuralGame
@@ -24,7 +22,6 @@ from gamengen.checkpoints import Checkpoint, load_checkpoint
 from gamengen.compensation import warp
 from gamengen.create import CreateOptions, create_game
 from gamengen.denoiser import Denoiser, DenoiserConfig, seeing
-from gamengen.evaluation.options import EvaluateOptions
 from gamengen.geometry import (
     HISTORY,
     MOTION,
@@ -33,9 +30,10 @@ from gamengen.geometry import (
     Mover,
     motion_flow,
     motions_between,
+    turned,
 )
 from gamengen.geometry_cache import Scenes
-from gamengen.latents import LatentEpisodes, gather_steps
+from gamengen.latents import LatentEpisodes, gather_steps, weights_hash
 from gamengen.motion_reading import read_motions
 from gamengen.presets import PRESETS
 from gamengen.single_stages import match, train_autoencoder, train_decoder, train_denoiser, train_geometry
@@ -225,6 +223,7 @@ def test_a_denoiser_begins_with_what_another_has_learned() -> None:
     config = DenoiserConfig(context=4, channels=8, actions=2, widths=(16, 24), embedding=32)
     source = Denoiser(config)
     model = seeing(source, moved=True, told=False)
+    assert weights_hash(model) == weights_hash(seeing(source, moved=True, told=False)), "a stopped training goes on"
     assert model.config == replace(config, moved=True)
     assert torch.equal(model.context_first.weight[:, : 4 * 8], source.context_first.weight)
     assert not model.context_first.weight[:, 4 * 8 :].any()
@@ -240,37 +239,51 @@ def test_motions_before_a_frame_are_of_its_episode() -> None:
     assert found[:, :, 0].tolist() == [[3, 4, 5, 6], [0, 0, 8, 9], [0, 0, 0, 0]]
 
 
-def test_it_learns(tmp_path: Path) -> None:
-    """Motions that the action sets, past what the picture says is near or far: told better than none."""
-    torch.manual_seed(0)
+def test_a_speed_in_the_axes_after_a_turn() -> None:
+    """Of a camera that glides straight on and turns, the next motion but for its own turn is the last one turned."""
+    steps = torch.arange(4.0)
+    angles = torch.tensor([0.3, 1.8, 1.7, -2.0])
+    cameras = torch.stack([7 * steps, -3 * steps, torch.zeros(4), angles], dim=1)
+    motions = motions_between(cameras)
+    torch.testing.assert_close(turned(motions[:-1]), motions[1:, :2], atol=1e-4, rtol=0)
+    quarter = torch.tensor([[10.0, 0, math.pi / 2, 0]])
+    torch.testing.assert_close(turned(quarter), torch.tensor([[0.0, 10]]), atol=1e-5, rtol=0)
+
+
+def turning_task(seed: int = 0) -> GeometryTask:
+    """Motions that the action sets, past what the picture says is near or far."""
+    torch.manual_seed(seed)
     actions = torch.randint(0, 2, (400, 2)).float()
     motions = torch.zeros(400, MOTION)
     motions[:, 1] = 12 * (actions[:, 1] - actions[:, 0])
+    held = actions[:, 0] * actions[:, 0].roll(1)  # a key held for two frames turns faster
+    motions[:, 2] = 0.05 * actions[:, 0] + 0.1 * held
+    motions[0] = motions[200] = 0
     # What is seen at the next frame is at hand in the last one.
     latents = torch.randn(400, 8, 2, 4)
     near = (latents[:, 0] > 0).float().roll(1, 0).repeat_interleave(4, 1).repeat_interleave(4, 2)
     distances = (200 - 150 * near).half()
     parts = [Scenes(LatentEpisodes(latents, actions, (200, 200), motions), distances) for _ in range(2)]
     geometry = Geometry(GeometryConfig(4, 8, 2, 2, 4, widths=(32, 32), blocks=(0, 1, 1), embedding=32))
-    task = GeometryTask(geometry, *parts, 0, 16)
-    figures = Trainer(task, TrainOptions(steps=400, evaluate_seconds=1000), tmp_path / "geometry").run()
+    return GeometryTask(geometry, *parts, 0, 16)
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    figures = Trainer(turning_task(), TrainOptions(steps=400, evaluate_seconds=1000), tmp_path / "geometry").run()
+    assert figures["turn_error"] < 0.003, "it follows from the keys, which turn by 0.05 and 0.15"
     assert figures["aside_error"] < 2
     assert figures["error"] < 0.5 * figures["none_error"]
     assert figures["real_motion_error"] < 0.4 * figures["none_error"]
 
 
-@pytest.fixture
-def quick_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few windows and frames at the end of each stage: they are of full size here."""
-
-    def few(windows: int, rollouts: int, frames: int, measures: tuple[str, ...], seed: int = 0) -> EvaluateOptions:
-        return EvaluateOptions(2, 1, 2, measures, seed)
-
-    monkeypatch.setattr(gamengen.create, "EvaluateOptions", few)
-    monkeypatch.setattr(gamengen.single_stages, "EvaluateOptions", few)
+def test_resumed_equals_uninterrupted(train_until: Callable[..., Trainer], tmp_path: Path) -> None:
+    whole, stopped, resumed = (turning_task() for _ in range(3))
+    Trainer(whole, TrainOptions(steps=6), tmp_path / "whole").run()
+    train_until(stopped, TrainOptions(steps=6), tmp_path / "parts", 4)
+    Trainer(resumed, TrainOptions(steps=6), tmp_path / "parts").run()
+    assert weights_hash(resumed.model) == weights_hash(whole.model)
 
 
-@pytest.mark.usefixtures("quick_evaluation")
 def test_create_with_geometry(basic_recording: Path, tmp_path: Path) -> None:
     options = CreateOptions(
         "doom/basic", tmp_path / "basic", 1.0, "tiny", from_scratch=True, data=basic_recording,
@@ -288,7 +301,6 @@ def test_create_with_geometry(basic_recording: Path, tmp_path: Path) -> None:
     assert game.step([0] * game.action_set.size).shape == (240, 320, 3)
 
 
-@pytest.mark.usefixtures("quick_evaluation")
 def test_stages_by_hand(basic_recording: Path, tmp_path: Path) -> None:
     work, data, few = tmp_path / "work", basic_recording, TrainOptions(steps=2)
     train_autoencoder(data, work, "tiny", None, few, "cpu")
