@@ -187,12 +187,14 @@ class Denoiser(nn.Module):
 def seeing(source: Denoiser, moved: bool, told: bool) -> Denoiser:
     """A copy of ``source`` that sees the last frame moved, or is told the score, or neither, to be trained on.
 
-    What it had not seen counts nothing at first.
+    What it had not seen counts nothing at first, and begins the same each time, so that a training goes on from it.
     """
     config = source.config
     if (config.moved, config.told) == (moved, told):
         return copy.deepcopy(source)
-    model = Denoiser(replace(config, moved=moved, told=told))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Denoiser(replace(config, moved=moved, told=told))
     state = source.state_dict()
     if config.moved != moved:
         state = {name: value for name, value in state.items() if not name.startswith("motion.")}
