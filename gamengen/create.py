@@ -23,9 +23,8 @@ from gamengen.denoiser import Denoiser
 from gamengen.devices import choose_device, describe_device
 from gamengen.diffusion import SamplerConfig, check_seed
 from gamengen.evaluation.lpips import Lpips
-from gamengen.evaluation.options import QUICK, EvaluateOptions
 from gamengen.evaluation.results import summarise
-from gamengen.finish import Networks, finish_checkpoint
+from gamengen.finish import Networks, evaluation_at_end, finish_checkpoint
 from gamengen.player import Player
 from gamengen.presets import find_preset
 from gamengen.stages import (
@@ -63,7 +62,6 @@ RECORDING_SHARE = 0.3  # of the budget, at most
 EVALUATION_SHARE = 0.05
 PERCEPTUAL_SHARE = 0.2  # of the training, taken from the denoiser's
 TALLY_SHARE = 0.02  # of the training, twice, where a score bar counts
-PLAYED_FRAMES = 64  # of each free play that the evaluation at the end measures
 
 
 @dataclass(frozen=True)
@@ -230,8 +228,7 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
         tally = work.timed("recount", lambda: fit_recount(stage, first, latents, player, counting))
     telling = TrainOptions(minutes=plan.outcome_minutes, adam_lr=1e-3, seed=options.seed)
     outcome = work.timed("outcome", lambda: fit_outcome(stage, plain, latents, telling, player))
-    windows, rollouts = (64, 4) if minutes < 10 else (256, 16)
-    scope = EvaluateOptions(windows, rollouts, PLAYED_FRAMES, QUICK, options.seed)
+    scope = replace(evaluation_at_end(minutes), seed=options.seed)
     took = {name: round(seconds / 60, 1) for name, seconds in work.stages.items()}
     networks = Networks(autoencoder, denoiser, sampler, outcome, geometry, tally)
     metrics = work.timed(

@@ -14,7 +14,7 @@ from gamengen.denoiser import Denoiser
 from gamengen.devices import describe_device
 from gamengen.diffusion import SamplerConfig
 from gamengen.evaluation.evaluate import evaluate_checkpoint
-from gamengen.evaluation.options import EvaluateOptions
+from gamengen.evaluation.options import QUICK, EvaluateOptions
 from gamengen.evaluation.windows import unseen_episodes
 from gamengen.geometry import Geometry
 from gamengen.latents import LatentEpisodes
@@ -25,6 +25,9 @@ from gamengen.storage import as_stored
 from gamengen.tally import Tally
 from gamengen.train_decoder import find_footage
 from gamengen.work_folder import BEGUN, Stage
+
+SHORT, LONG = EvaluateOptions(64, 4, 64, QUICK), EvaluateOptions(256, 16, 64, QUICK)
+BEGINNINGS = ("matched", "denoiser", "perceptual", "tally")  # of these the first knows what was trained on
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class Networks:
     outcome: OutcomeHead | None = None
     geometry: Geometry | None = None
     tally: Tally | None = None
+
+
+def evaluation_at_end(minutes: float = 0.0) -> EvaluateOptions:
+    """What is measured of a checkpoint when it is made, a longer one where that took ``minutes`` of training."""
+    return SHORT if minutes < 10 else LONG
 
 
 def finish_checkpoint(
@@ -68,7 +76,7 @@ def finish_checkpoint(
     }
     training = {
         "minutes": minutes,
-        **_beginning(stage.work / next(name for name in ("matched", "denoiser", "perceptual") if name in minutes)),
+        **_beginning(stage.work / next(name for name in BEGINNINGS if name in minutes)),
         "device": describe_device(stage.device),
         "seed": stage.seed,
     }

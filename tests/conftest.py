@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,18 @@ if TYPE_CHECKING:
 
 SPEC = "doom/basic"
 FRAMES = 400
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_windows() -> Iterator[None]:
+    """A few windows and frames are measured of each checkpoint that is made: their frames are of full size."""
+    import gamengen.finish
+
+    few = replace(gamengen.finish.SHORT, windows=8, rollouts=2, rollout_frames=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gamengen.finish, "SHORT", few)
+        patch.setattr(gamengen.finish, "LONG", few)
+        yield
 
 
 @pytest.fixture(scope="session")
