@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from agents.errors import DataError, OptionError
+from gamengen.autoencoder import Autoencoder
 from gamengen.checkpoints import Checkpoint, check_writable, load_checkpoint
 from gamengen.denoiser import Denoiser, seeing
 from gamengen.devices import choose_device, describe_device, place
 from gamengen.diffusion import SamplerConfig
 from gamengen.evaluation.lpips import Lpips
-from gamengen.evaluation.options import QUICK, EvaluateOptions
 from gamengen.evaluation.results import summarise
-from gamengen.finish import Networks, finish_checkpoint
+from gamengen.finish import Networks, evaluation_at_end, finish_checkpoint
 from gamengen.latents import LatentEpisodes
 from gamengen.player import Player
 from gamengen.presets import find_preset
@@ -49,7 +49,7 @@ from gamengen.train_outcome import LEVELS
 from gamengen.train_student import STUDENT_STEPS
 from gamengen.train_tally import RECOUNT_RATE
 from gamengen.training import TrainOptions
-from gamengen.work_folder import STAGES, Stage
+from gamengen.work_folder import STAGES, Stage, note_beginning
 from recorder.recording import Recording
 
 
@@ -100,12 +100,34 @@ def train_tally(
 ) -> dict[str, Any]:
     """``gamengen train tally``: returns the last held-out figures."""
     stage = _stage(data, work, preset, init, options, device)
-    autoencoder = load_autoencoder(stage)
-    if fit_tally(stage, autoencoder, encode_alone(stage, autoencoder), options) is None:
-        names = ", ".join(LEVELS)
-        what = f"nothing in it is counted that the score bar shows ({names})"
-        raise DataError(what, data, "leave this stage out: the others do without")
+    _fit_tally(stage, load_autoencoder(stage), options)
     return {"device": describe_device(stage.device), **_last_figures(work / "tally")}
+
+
+def tell_score(
+    data: Path, work: Path, out: Path, init: str | None, options: TrainOptions, outcome_minutes: float, device: str
+) -> dict[str, Any]:
+    """``gamengen train tally --out``: trains a tally for a checkpoint, evaluates and writes the checkpoint."""
+    check_writable(out)
+    if init is None:
+        raise OptionError("it takes a checkpoint that is to be told the score", "--out", "give --init")
+    if not 0 < outcome_minutes < math.inf:  # its old head would end games that the tally ends too
+        raise OptionError(f"must be more than 0, got {outcome_minutes}", "--outcome-minutes", "for example 4")
+    stage, start = _going_on(data, work, init, options, device)
+    autoencoder = place(start.autoencoder, stage.device)
+    tally = _fit_tally(stage, autoencoder, options)
+    note_beginning(start, work / "tally")
+    latents = encode(stage, autoencoder)
+    denoiser = place(seeing(start.denoiser, stage.moves, told=True), stage.device)
+    return _write_student(stage, denoiser, tally, latents, out, ("tally",), outcome_minutes)
+
+
+def _fit_tally(stage: Stage, autoencoder: Autoencoder, options: TrainOptions) -> Tally:
+    tally = fit_tally(stage, autoencoder, encode_alone(stage, autoencoder), options)
+    if tally is None:
+        what = f"nothing in it is counted that the score bar shows ({', '.join(LEVELS)})"
+        raise DataError(what, stage.recording.folder, "leave this stage out: the others do without")
+    return tally
 
 
 def distill(data: Path, work: Path, out: Path, preset: str, options: TrainOptions, device: str) -> dict[str, Any]:
@@ -261,7 +283,7 @@ def _write_stage(
         return {}
     made = [name for name in names if (stage.work / name / "final.safetensors").is_file()]
     minutes = {name: round(_last_figures(stage.work / name).get("seconds", 0.0) / 60, 1) for name in made}
-    metrics = finish_checkpoint(stage, networks, latents, out, minutes, EvaluateOptions(64, 4, 64, QUICK))
+    metrics = finish_checkpoint(stage, networks, latents, out, minutes, evaluation_at_end())
     return {"checkpoint": str(out), "device": describe_device(stage.device), **summarise(metrics)}
 
 

@@ -110,20 +110,27 @@ class TrainTally(_FromCheckpoint):
     """Train the network that counts what Doom's score bar shows: health, armor, ammunition. Run again, it goes on.
 
     The work folder holds the autoencoder that gamengen train autoencoder made there; else that of --init is used. What
-    is trained there afterwards is told the score.
+    is trained there afterwards is told the score. With --out the checkpoint of --init is told it at once.
 
     Example: gamengen train tally --data data/center --work runs/center --minutes 3
     """
 
     work: Path
     """Work folder with a trained autoencoder; the network lies in its sub-folder tally/."""
+    out: Path | None = None
+    """Folder of a checkpoint: that of --init, its autoencoder and denoiser as they are, told the score."""
+    outcome_minutes: float = 4.0
+    """With --out: train an outcome head anew for so long, on what is shown now, and the tally on for half as long."""
     adam_lr: float = 1e-3
     """Learning rate of everything else."""
 
     def run(self) -> dict[str, Any]:
         """Train."""
-        from gamengen.single_stages import train_tally
+        from gamengen.single_stages import tell_score, train_tally
 
+        if self.out is not None:
+            how = self.options(), self.outcome_minutes, self.device
+            return tell_score(self.data, self.work, self.out, self.init, *how)
         figures = train_tally(self.data, self.work, self.preset, self.init, self.options(), self.device)
         return {"folder": str(self.work / "tally"), **figures}
 

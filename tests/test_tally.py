@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from gamengen.free_plays import FreePlays
 from gamengen.latents import LatentEpisodes, gather_steps, weights_hash
 from gamengen.outcome import OutcomeConfig, OutcomeHead
 from gamengen.player import Player
-from gamengen.single_stages import match, train_autoencoder, train_denoiser, train_tally
+from gamengen.single_stages import match, tell_score, train_autoencoder, train_denoiser, train_tally
 from gamengen.tally import TELLING, Tally, TallyConfig
 from gamengen.train_outcome import OutcomeTask, Results
 from gamengen.train_tally import TallyTask, find_delay, find_levels, find_lost, find_pictures
@@ -462,6 +463,20 @@ def test_stages_by_hand(basic_recording: Path, tmp_path: Path) -> None:
     assert matched.config.training["minutes"].keys() == {"tally", "denoiser", "matched", "recount", "outcome"}
     game = NeuralGame(matched, "cpu")
     assert game.step([0] * game.action_set.size).any()
+    with pytest.raises(CheckpointError, match="recount .* another denoiser"):
+        tell_score(data, work, tmp_path / "at-once", untold, few, 0.01, "cpu")
+    shutil.rmtree(work / "recount")
+    shutil.rmtree(work / "outcome")
+    tell_score(data, work, tmp_path / "at-once", untold, few, 0.01, "cpu")
+    at_once, before = load_checkpoint(tmp_path / "at-once"), load_checkpoint(untold)
+    assert at_once.tally is not None
+    assert at_once.config.outcome is not None
+    assert weights_hash(at_once.denoiser) == weights_hash(seeing(before.denoiser, False, True)), "it stays as it is"
+    assert at_once.config.training["init"] == "untold"
+    assert at_once.config.training["minutes"].keys() == {"tally", "recount", "outcome"}
+    for init, minutes, wrong in ((None, 0.01, "--init"), (untold, 0.0, "--outcome-minutes")):
+        with pytest.raises(OptionError, match=wrong):
+            tell_score(data, work, tmp_path / "out", init, few, minutes, "cpu")
 
 
 def test_a_game_without_a_score_bar(make_recording: Callable[..., Recording], tmp_path: Path) -> None:
