@@ -193,7 +193,7 @@ def seeing(source: Denoiser, moved: bool, told: bool) -> Denoiser:
     if (config.moved, config.told) == (moved, told):
         return copy.deepcopy(source)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         model = Denoiser(replace(config, moved=moved, told=told))
     state = source.state_dict()
     if config.moved != moved:

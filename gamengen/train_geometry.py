@@ -12,7 +12,7 @@ from gamengen.geometry import FINER, MOTION_UNIT, USUAL_DISTANCE, Geometry, moti
 from gamengen.geometry_cache import Scenes
 from gamengen.latents import gather_windows, window_starts
 from gamengen.processes import average_gradients, check_batch, share
-from gamengen.training import Task, learning_rate_factor, step_generator
+from gamengen.training import Task, learning_rate_factor, load_moments, moments, step_generator
 from recorder.replay import CELL
 
 LATENT_NOISE = 0.5  # highest, of what it sees of the past
@@ -21,7 +21,7 @@ DISTANCE_WEIGHT, MOTION_WEIGHT = 0.5, 5.0  # beside pixels of flow: of log dista
 LARGEST_FLOW, LARGEST_MOTION = 40.0, 10.0  # pixels, units: beyond, an error counts no more
 CAMERA_BATCH = 2  # windows of the camera network, beside one of that of distances
 TURN_BATCH, TURN_STEPS, TURN_RATE = 8, 5, 3e-3  # likewise of turns, in each of so many steps of their own
-KEPT_APART = (0, 1, 3)  # motions that are learned without turns
+BESIDE_TURN = (0, 1, 3)  # forward, aside, up: turns are learned apart
 HELD_OUT_WINDOWS = 192
 RATE = 1e-3  # of AdamW; weights of two or more dimensions learn by Muon
 
@@ -74,7 +74,7 @@ class GeometryTask(Task):
         return flow_error.mean() + DISTANCE_WEIGHT * distance_error + MOTION_WEIGHT * motion_error
 
     def _motion_error(self, rng: np.random.Generator, generator: torch.Generator) -> torch.Tensor:
-        """Mean absolute error of told motions in their units, on many windows more: the camera network is small."""
+        """Mean absolute error of the motions beside turns in their units, on windows of their own."""
         starts, context = rng.choice(self._starts, CAMERA_BATCH * self._batch), self._geometry.config.context
         episodes, newest = self._train.episodes, torch.from_numpy(starts + context - 1)
         assert episodes.motions is not None
@@ -89,7 +89,7 @@ class GeometryTask(Task):
         latents = latents + LATENT_NOISE * level.square()[:, None, None, None, None] * noise
         kept = self._geometry.camera.draw_dropout(len(motion), generator)
         latents, actions, history, motion, kept = (share(part) for part in (latents, actions, history, motion, kept))
-        error = ((self._geometry.camera(latents, actions, history, kept) - motion).abs() / self._unit)[:, KEPT_APART]
+        error = ((self._geometry.camera(latents, actions, history, kept) - motion).abs() / self._unit)[:, BESIDE_TURN]
         return error.clamp(max=LARGEST_MOTION).mean()
 
     def _learn_turns(self, rng: np.random.Generator, progress: float) -> None:
@@ -111,19 +111,11 @@ class GeometryTask(Task):
 
     def state(self) -> dict[str, torch.Tensor]:
         """The moments of the turns' own optimizer."""
-        return {
-            f"{number}.{name}": value
-            for number, parameter in enumerate(self._geometry.camera.turn.parameters())
-            for name, value in self._turns.state[parameter].items()
-        }
+        return moments(self._turns, self._geometry.camera.turn)
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Go on from :meth:`state`."""
-        for number, parameter in enumerate(self._geometry.camera.turn.parameters()):
-            found = {name.split(".")[1]: part for name, part in state.items() if name.startswith(f"{number}.")}
-            self._turns.state[parameter] = {
-                name: value.clone() if name == "step" else value.to(parameter) for name, value in found.items()
-            }
+        load_moments(self._turns, self._geometry.camera.turn, state)
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Held-out errors: of flows in pixels, with the told motion and the real one, of none; of each motion."""

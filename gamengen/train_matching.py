@@ -30,7 +30,7 @@ from gamengen.muon import MuonAdamW
 from gamengen.processes import share
 from gamengen.train_denoiser import UNROLL_SHARE, DenoiserTask
 from gamengen.train_student import STUDENT_STEPS
-from gamengen.training import step_generator
+from gamengen.training import load_moments, moments, step_generator
 
 CRITIC_RATES = (0.01, 5e-4)  # learning rates of Muon and AdamW: it must follow a student that changes
 CRITIC_ALONE = 0.04  # share of the budget in which the critic learns what the student makes before it moves
@@ -121,21 +121,11 @@ class MatchingTask(DenoiserTask):
     def state(self) -> dict[str, torch.Tensor]:
         """The free plays that go on from step to step, the critic and its optimizer."""
         critic = {f"critic.{name}": value for name, value in self._critic.state_dict().items()}
-        moments = {
-            f"moments.{number}.{name}": value
-            for number, parameter in enumerate(self._critic.parameters())
-            for name, value in self._critic_optimizer.state[parameter].items()
-        }
-        return {**super().state(), **critic, **moments}
+        return {**super().state(), **critic, **moments(self._critic_optimizer, self._critic)}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Go on from :meth:`state`."""
         super().load_state(state)
         head = "critic."
         self._critic.load_state_dict({n.removeprefix(head): v for n, v in state.items() if n.startswith(head)})
-        for number, parameter in enumerate(self._critic.parameters()):
-            head = f"moments.{number}."
-            found = {name.removeprefix(head): value for name, value in state.items() if name.startswith(head)}
-            self._critic_optimizer.state[parameter] = {
-                name: value.clone() if name == "step" else value.to(parameter) for name, value in found.items()
-            }
+        load_moments(self._critic_optimizer, self._critic, state)

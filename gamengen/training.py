@@ -258,6 +258,25 @@ class Trainer:
             raise CheckpointError("the training state is not one of ours", self._state_path, remedy) from error
 
 
+def moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
+    """What a task's own optimizer remembers of the parameters of ``model``, for :meth:`Task.state`."""
+    return {
+        f"moments.{number}.{name}": value
+        for number, parameter in enumerate(model.parameters())
+        for name, value in optimizer.state[parameter].items()
+    }
+
+
+def load_moments(optimizer: torch.optim.Optimizer, model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Go on from :func:`moments`, which ``state`` holds beside others."""
+    for number, parameter in enumerate(model.parameters()):
+        head = f"moments.{number}."
+        found = {name.removeprefix(head): value for name, value in state.items() if name.startswith(head)}
+        optimizer.state[parameter] = {
+            name: value.clone() if name == "step" else value.to(parameter) for name, value in found.items()
+        }
+
+
 def leave_weights(weights: dict[str, torch.Tensor], folder: Path, spent: dict[str, str]) -> None:
     """Write ``weights`` into ``folder``, with what was ``spent`` on them, for :func:`load_finished`.
 
