@@ -32,7 +32,7 @@ import numpy as np
 from agents.errors import DataError, OptionError
 from engine.rating import check_same_pairs
 from gamengen.diffusion import check_seed
-from gamengen.evaluation.subject import Subject, follow
+from gamengen.evaluation.subject import Subject, follow, short_hash
 from gamengen.evaluation.windows import Start, spread
 from recorder.episodes import PARTIAL_SUFFIX, EpisodeInfo, read_episode
 from recorder.progress import progress
@@ -191,7 +191,7 @@ def _plan(
     plan = {
         "format_version": FORMAT_VERSION,
         "checkpoint": config.name,
-        "checkpoint_hash": hashlib.sha256("".join(subject.weights()).encode()).hexdigest()[:16],
+        "checkpoint_hash": short_hash(subject.weights()),
         "spec": config.spec,
         "sampler": asdict(config.sampler),
         "fps": config.fps,

@@ -273,12 +273,19 @@ class NeuralGame:
             spawn = int(np.random.default_rng(seed).integers(self.spawn_count))
         elif not 0 <= spawn < self.spawn_count:
             raise OptionError("no such spawn", spawn, f"use 0 to {self.spawn_count - 1}")
-        each = self._each or [self.steps] * self.batch
-        each[game] = SamplerConfig(self.steps if steps is None else steps).steps
-        self._each = None if len(set(each)) == 1 and each[0] == self.steps else each
+        self._sample(game, SamplerConfig(self.steps if steps is None else steps).steps)
         self._seeds[game], self._counts[game] = seed, 0
         self._place([game], torch.tensor([spawn]))
         return self.frame if self.batch == 1 else self.frame[game]
+
+    def vacate(self, game: int) -> None:
+        """A player has left this game of a batch: it takes no more sampling steps than the others are asked for."""
+        self._sample(game, self.steps)
+
+    def _sample(self, game: int, steps: int) -> None:
+        each = self._each or [self.steps] * self.batch
+        each[game] = steps
+        self._each = None if len(set(each)) == 1 and each[0] == self.steps else each
 
     def _place(self, games: Sequence[int], index: torch.Tensor) -> None:
         """Start ``games`` from the stored starts ``index``."""

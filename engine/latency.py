@@ -103,5 +103,7 @@ def _a_key(game: NeuralGame) -> tuple[int, int]:
     """A key of the keyboard that changes the game's action, and the channel that it changes."""
     for name, target in bind_inputs(game.action_set).items():
         if not name.startswith(("pad", "mouse")):
-            return pygame.key.key_code(name), game.action_set.names.index(target.channel)
+            channel = game.action_set.names.index(target.channel)
+            if not game.action_set.rest[channel]:  # else nothing would be seen to change
+                return pygame.key.key_code(name), channel
     raise OptionError("no key holds a button of this game", "--latency", "measure another checkpoint")

@@ -74,6 +74,7 @@ class Players:
         """
         self._check(seat)
         del self._held[seat], self._numbers[seat]
+        self._game.vacate(seat)
 
     def hold(self, seat: int, action: Any) -> None:
         """What a player holds from now on, (A,); it stays held until it is told otherwise.

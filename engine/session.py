@@ -203,7 +203,8 @@ class PlaySession:
         Raises:
             ActionError: the action does not fit the game.
         """
-        if self._over_since is not None and self._clock() - self._over_since >= RESPAWN_SECONDS and not self.paused:
+        waits = self.paused or self.show_help
+        if self._over_since is not None and self._clock() - self._over_since >= RESPAWN_SECONDS and not waits:
             self.respawn()
         if self.rewinding:
             self._rewind()

@@ -24,6 +24,7 @@ from gamengen.stages import (
     count_score,
     encode,
     encode_alone,
+    first_autoencoder,
     fit_autoencoder,
     fit_decoder,
     fit_denoiser,
@@ -114,7 +115,7 @@ def tell_score(
     if not 0 < outcome_minutes < math.inf:  # its old head would end games that the tally ends too
         raise OptionError(f"must be more than 0, got {outcome_minutes}", "--outcome-minutes", "for example 4")
     stage, start = _going_on(data, work, init, options, device)
-    autoencoder = place(start.autoencoder, stage.device)
+    autoencoder = first_autoencoder(stage, start)
     tally = _fit_tally(stage, autoencoder, options)
     note_beginning(start, work / "tally")
     latents = encode(stage, autoencoder)
@@ -134,7 +135,8 @@ def distill(data: Path, work: Path, out: Path, preset: str, options: TrainOption
     """``gamengen train distill``: trains a student, evaluates and writes the checkpoint."""
     check_writable(out)
     stage = _stage(data, work, preset, None, options, device)
-    autoencoder, denoiser = load_autoencoder(stage), load_denoiser(stage)
+    autoencoder = load_autoencoder(stage)
+    denoiser = load_denoiser(stage, autoencoder)
     latents = encode(stage, autoencoder)
     student = fit_student(stage, autoencoder, denoiser, latents, options)
     tally = load_tally(stage, autoencoder)
@@ -182,10 +184,11 @@ def match(
     if not 0 < share <= 1:
         raise OptionError(f"must be more than 0 and at most 1, got {share}", "--share", "for example 0.7")
     stage, start = _going_on(data, work, init, options, device)
-    teacher, autoencoder = load_denoiser(stage), place(start.autoencoder, stage.device)
+    # Not asked for the teacher's encoder: it may be this one before it was stored in half precision.
+    teacher, autoencoder = load_denoiser(stage), first_autoencoder(stage, start)
     tally = load_tally(stage, autoencoder)
     latents = encode(stage, autoencoder)
-    student = seeing(start.denoiser, stage.moves, tally is not None)
+    student = place(seeing(start.denoiser, stage.moves, tally is not None), stage.device)
     denoiser = fit_matched(stage, autoencoder, student, teacher, latents, options, share)
     names = ("geometry", "tally", "denoiser", "matched")
     return _write_student(stage, denoiser, tally, latents, out, names, outcome_minutes)
@@ -224,7 +227,7 @@ def _write_student(
 ) -> dict[str, Any]:
     """Write the checkpoint that the stage began with, with another student, and with its outcome head or a new one."""
     assert stage.init is not None
-    autoencoder, outcome = place(stage.init.autoencoder, stage.device), stage.init.outcome
+    autoencoder, outcome = first_autoencoder(stage, stage.init), stage.init.outcome
     player = Player(denoiser, SamplerConfig(STUDENT_STEPS), load_mover(stage, autoencoder))
     if outcome_minutes and tally is not None:
         counting = TrainOptions(minutes=outcome_minutes / 2, adam_lr=RECOUNT_RATE, seed=stage.seed)
@@ -251,7 +254,8 @@ def train_decoder(
     """``gamengen train decoder``: trains, evaluates and writes the checkpoint."""
     check_writable(out)
     stage = _stage(data, work, preset, init, options, device)
-    plain, denoiser = load_autoencoder(stage), load_denoiser(stage)
+    plain = load_autoencoder(stage)
+    denoiser = load_denoiser(stage, plain)
     latents = encode(stage, plain)
     student = load_student(stage, denoiser)
     played = student or denoiser

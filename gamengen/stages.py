@@ -97,18 +97,34 @@ def load_autoencoder(stage: Stage) -> Autoencoder:
         CheckpointError: there is none.
     """
     if stage.init is not None and not (stage.work / "autoencoder").is_dir():
-        return place(copy.deepcopy(stage.init.autoencoder), stage.device).eval()
+        return first_autoencoder(stage, stage.init)
     model = place(Autoencoder(find_preset(stage.preset).autoencoder), stage.device)
     return _load_stage(model, stage, "autoencoder")
 
 
-def load_denoiser(stage: Stage) -> Denoiser:
+def first_autoencoder(stage: Stage, init: Checkpoint) -> Autoencoder:
+    """That of the checkpoint to start from, without what brings in the last frame where that is of other keys or ways.
+
+    A compensation looks for the camera in the keys of one game, or is told by a geometry how it moves.
+    """
+    autoencoder, config = copy.deepcopy(init.autoencoder), init.config.autoencoder
+    seen = find_preset(stage.preset).denoiser.context * stage.recording.header.action_set.size
+    if config.compensation and (config.compensation != seen or config.guided != stage.moves):
+        autoencoder = Autoencoder(replace(config, compensation=0, guided=False))
+        load_fitting(autoencoder, init.autoencoder)
+    return place(autoencoder, stage.device).eval()
+
+
+def load_denoiser(stage: Stage, autoencoder: Autoencoder | None = None) -> Denoiser:
     """The denoiser that an earlier stage left in the work folder.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or it was trained on what another encoder than that of ``autoencoder`` makes.
     """
-    return _load_stage(_fresh_denoiser(stage), stage, "denoiser")
+    denoiser = _load_stage(_fresh_denoiser(stage), stage, "denoiser")
+    if autoencoder is not None:
+        check_made_for(stage.work / "denoiser", "encoder", autoencoder.encoder)
+    return denoiser
 
 
 def load_student(stage: Stage, denoiser: Denoiser) -> Denoiser | None:
@@ -142,7 +158,7 @@ def load_player(stage: Stage, autoencoder: Autoencoder) -> Player | None:
     """
     if not (stage.work / "denoiser" / "final.safetensors").is_file():
         return None
-    denoiser, mover = load_denoiser(stage), load_mover(stage, autoencoder)
+    denoiser, mover = load_denoiser(stage, autoencoder), load_mover(stage, autoencoder)
     student = load_student(stage, denoiser)
     if student is None:
         return Player(denoiser, SamplerConfig(), mover)
@@ -277,6 +293,7 @@ def fit_recount(
     """``tally`` trained on in free plays of ``player``, its pictures as they were; or loaded where that is done."""
     model, folder = place(copy.deepcopy(tally), stage.device).requires_grad_(True), stage.work / "recount"
     check_made_for(folder, "denoiser", player.denoiser)
+    check_made_for(folder, "tally", tally)
     if not load_finished(model, folder, options):
         task = TallyTask(model, *latents, stage.seed + 9, stage.batch("tally"), player)
         Trainer(task, options, folder).run()
@@ -286,8 +303,9 @@ def fit_recount(
 def load_recount(stage: Stage, tally: Tally | None, denoiser: Denoiser) -> Tally | None:
     """``tally`` as an earlier stage trained it on in free plays of ``denoiser``, where one did."""
     folder = stage.work / "recount"
-    made = (folder / "final.safetensors").is_file() and was_made_for(folder, "denoiser", denoiser)
-    if tally is None or not made:
+    if tally is None or not (folder / "final.safetensors").is_file():
+        return tally
+    if not (was_made_for(folder, "denoiser", denoiser) and was_made_for(folder, "tally", tally)):
         return tally
     return _load_stage(copy.deepcopy(tally), stage, "recount")
 
@@ -321,11 +339,12 @@ def fit_denoiser(
     With a ``player`` half of its free plays are that checkpoint's.
 
     Raises:
-        CheckpointError: the player sees with another encoder, or has other sizes.
+        CheckpointError: the player sees with another encoder, or has other sizes; or what is in the work folder does.
     """
     torch.manual_seed(stage.seed + 1)
     model = _fresh_denoiser(stage)
     folder = stage.work / "denoiser"
+    check_made_for(folder, "encoder", autoencoder.encoder)
     if not load_finished(model, folder, options):
         if stage.init is not None:
             _start_from(model, seeing(stage.init.denoiser, stage.moves, stage.counts), stage)
@@ -435,9 +454,14 @@ def fit_outcome(
     """Train the outcome head, or load it where this budget is spent already.
 
     With a ``player``, it also learns from frames that the model has made.
+
+    Raises:
+        CheckpointError: what is in the work folder learned from another player, or was trained for another encoder.
     """
     torch.manual_seed(stage.seed + 4)
     task, folder = _outcome_task(stage, autoencoder, latents, player), stage.work / "outcome"
+    if player is not None:
+        check_made_for(folder, "player", player.denoiser)
     if not load_finished(task.model, folder, options):
         Trainer(task, options, folder).run()
     return task.head.eval()

@@ -16,7 +16,14 @@ from agents.actions import ActionSet
 from agents.errors import OptionError
 from gamengen.checkpoints import load_checkpoint
 from gamengen.evaluation import agent_play
-from gamengen.evaluation.agent_play import ClonedAgent, compare_agent, count_events, make_player, median_filter
+from gamengen.evaluation.agent_play import (
+    ClonedAgent,
+    compare_agent,
+    count_events,
+    make_player,
+    median_filter,
+    true_outcome,
+)
 from gamengen.evaluation.judge import Judge, fit_judge
 from gamengen.evaluation.options import EvaluateOptions
 from gamengen.evaluation.subject import Subject
@@ -166,6 +173,10 @@ def test_what_is_read_is_near_the_truth(arena_judge: Judge, arena: None) -> None
         assert real["mean"] == pytest.approx(true["mean"], abs=error)
         assert true["ci95"] > 0
     assert found["real_true"]["kills"]["mean"] > 1
+
+
+def test_a_game_without_variables_tells_no_truth(arena_judge: Judge) -> None:
+    assert true_outcome(arena_judge, {}, 4) == {}
 
 
 def test_a_key_that_does_nothing_shows(arena_judge: Judge, arena: None) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pygame
 import pytest
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ import engine.endurance
 import engine.latency
 import gamengen.device_limits
 import gamengen.train_speed
+from agents.actions import ActionSet
 from agents.errors import OptionError
 from engine.benchmark import SHOWN, BenchOptions, measure_speed, write_markdown
 from engine.endurance import compare_speed, soak
@@ -152,6 +154,14 @@ def test_latency_through_the_window(made_up: MakeUp, uncapped: bool, monkeypatch
     assert 0 < found["latency_p50_ms"] <= found["latency_p99_ms"] <= found["latency_max_ms"]
     assert found["video_driver"] == "dummy"
     assert found["clock_hz"] == (None if uncapped else 30.0)
+
+
+def test_latency_is_of_a_key_that_changes_something(made_up: MakeUp) -> None:
+    """Where one button is always held, its own key changes nothing while no other is."""
+    pygame.init()
+    game = NeuralGame(made_up(action_set=ActionSet(("ACTION_0", "ACTION_1"), exclusive=True)), "cpu", 1)
+    key, channel = engine.latency._a_key(game)
+    assert (pygame.key.name(key), game.action_set.names[channel]) == ("1", "ACTION_1")
 
 
 def test_latency_counts_from_the_event_to_the_frame(made_up: MakeUp, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,8 +26,9 @@ from gamengen.cli import main
 from gamengen.create import CreateOptions, Plan, create_game, make_plan
 from gamengen.evaluation.results import summarise
 from gamengen.latents import weights_hash
+from gamengen.presets import find_preset
 from gamengen.single_stages import distill, train_autoencoder, train_decoder, train_denoiser, train_outcome
-from gamengen.stages import load_denoiser, load_student
+from gamengen.stages import load_autoencoder, load_denoiser, load_student
 from gamengen.training import TrainOptions
 from gamengen.work_folder import Stage
 from recorder.recording import Recording
@@ -170,6 +171,41 @@ def test_stages_by_hand(make_recording: Make, tmp_path: Path) -> None:
     shutil.rmtree(work / "student")
     with pytest.raises(CheckpointError, match="the decoder in the work folder was trained for another denoiser"):
         train_decoder(data, work, tmp_path / "sharp", "tiny", None, few, "cpu")
+
+
+def test_a_denoiser_belongs_to_its_encoder(make_recording: Make, tmp_path: Path) -> None:
+    make_recording(tmp_path / "data", (8, 9, 10))
+    work, data, out = tmp_path / "work", tmp_path / "data", tmp_path / "game"
+    for steps in (2, 3):
+        train_autoencoder(data, work, "tiny", None, TrainOptions(steps=steps), "cpu")
+        if steps == 2:
+            train_denoiser(data, work, out, "tiny", None, TrainOptions(steps=2), "cpu")
+    shutil.rmtree(work / "latents")  # as the message about them says
+    for use in (
+        lambda: train_denoiser(data, work, out, "tiny", None, TrainOptions(steps=2), "cpu"),
+        lambda: distill(data, work, out, "tiny", TrainOptions(steps=2), "cpu"),
+        lambda: train_decoder(data, work, out, "tiny", None, TrainOptions(steps=2), "cpu"),
+    ):
+        with pytest.raises(CheckpointError, match="the denoiser in the work folder was trained for another encoder"):
+            use()
+
+
+def test_an_autoencoder_of_a_game_with_other_keys(
+    made_up: Callable[..., Checkpoint], make_recording: Make, tmp_path: Path
+) -> None:
+    """Its compensation finds the camera in the keys that it was trained with; the decoder alone serves any game."""
+    recording = make_recording(tmp_path / "data", (8, 9, 10))
+    context = find_preset("tiny").denoiser.context
+    for compensation, guided, kept in ((2 * context, False, True), (6 * context, False, False), (2, True, False)):
+        init = made_up(32, 48, geometry=guided)
+        config = replace(init.autoencoder.config, compensation=compensation)
+        init = replace(init, autoencoder=Autoencoder(config), config=replace(init.config, autoencoder=config))
+        init = replace(init, config=replace(init.config, spec="gym/other"))
+        found = load_autoencoder(Stage(recording, tmp_path / "work", "tiny", torch.device("cpu"), init))
+        assert found.config.compensation == (compensation if kept else 0)
+        assert (found.compensation is not None) == kept
+        assert weights_hash(found.encoder) == weights_hash(init.autoencoder.encoder)
+        assert weights_hash(found.decoder) == weights_hash(init.autoencoder.decoder)
 
 
 def test_a_decoder_needs_a_denoiser(make_recording: Make, tmp_path: Path) -> None:

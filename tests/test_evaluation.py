@@ -19,6 +19,8 @@ from gamengen.checkpoints import Checkpoint
 from gamengen.cli import main
 from gamengen.evaluation.evaluate import evaluate_checkpoint
 from gamengen.evaluation.options import MEASURES, ON_DEMAND, QUICK, EvaluateOptions
+from gamengen.evaluation.results import add_comparison, write_report_again
+from gamengen.evaluation.subject import short_hash
 from gamengen.evaluation.windows import unseen_episodes
 from gamengen.model_card import write_card
 from recorder.recording import Recording
@@ -60,6 +62,48 @@ def test_schema(checkpoint: Checkpoint, recording: Recording, tmp_path: Path) ->
     card = write_card(checkpoint.config, metrics)
     for text in ("# made-up", "48", "teacher-forced, 1 step |", "gamengen play --checkpoint made-up"):
         assert text in card
+
+
+def test_measures_that_are_asked_for_later(checkpoint: Checkpoint, recording: Recording, tmp_path: Path) -> None:
+    """What was measured of free play without a judge does not serve where one is asked for."""
+    out = tmp_path / "out"
+    for measures in (("drift",), ("drift", "actions"), ("drift",)):
+        options = EvaluateOptions(6, 2, 8, measures, judge_steps=2)
+        metrics = evaluate_checkpoint(checkpoint, recording, out, options, "cpu")
+        assert (metrics["action_f1"] is not None) == ("actions" in measures)
+        alone = evaluate_checkpoint(checkpoint, recording, None, options, "cpu")
+        assert metrics["drift"] == alone["drift"]
+        assert metrics["episodes"] == alone["episodes"]
+
+
+def test_another_file_of_the_same_name(checkpoint: Checkpoint, recording: Recording, tmp_path: Path) -> None:
+    keys = []
+    for content in (b"one agent", b"another", b"another"):
+        (tmp_path / "agent").write_bytes(content)
+        options = EvaluateOptions(6, 2, 3, QUICK, agent=str(tmp_path / "agent"))
+        evaluate_checkpoint(checkpoint, recording, tmp_path / "out", options, "cpu")
+        keys.append((tmp_path / "out" / "parts" / "key.json").read_text())
+    assert keys[0] != keys[1] == keys[2]
+
+
+def test_the_report_written_again_tells_its_own_command(
+    checkpoint: Checkpoint, recording: Recording, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    metrics = evaluate_checkpoint(checkpoint, recording, out, SMALL, "cpu")
+    said = "gamengen evaluate made-up --data RECORDING --out FOLDER --windows 6"
+    assert metrics["command"].startswith(said)
+    (out / "raters").mkdir()
+    row = {"rater": None, "length": 1.6, "rate": 0.71, "ci95": [0.6, 0.8], "n": 20}
+    for model, shown in ((metrics["model"], True), (["another"], False)):
+        summary = {"checkpoint_hash": short_hash(model), "rows": [row]}
+        (out / "raters" / "summary.json").write_text(json.dumps(summary))
+        write_report_again(out)
+        report = (out / "report.md").read_text()
+        assert said in report
+        assert ("71" in report.split("raters", 1)[-1]) == shown
+    add_comparison(out, out)
+    assert f"{metrics['command']} --compare made-up" in (out / "report.md").read_text()
 
 
 def test_the_same_seed_gives_the_same_figures(checkpoint: Checkpoint, recording: Recording) -> None:

@@ -319,6 +319,19 @@ def test_the_end_is_shown_and_the_next_game_starts() -> None:
     assert session.tally.frames == 1 and len(game.actions) == played + 1
 
 
+def test_the_next_game_does_not_start_behind_the_help() -> None:
+    session, game, clock = dying(3)
+    for _ in range(3):
+        session.advance(game.action_set.rest)
+    session.toggle_help()
+    clock.now += 2 * RESPAWN_SECONDS
+    session.advance(game.action_set.rest)
+    assert session.over
+    session.toggle_help()
+    session.advance(game.action_set.rest)
+    assert not session.over
+
+
 def test_the_end_can_be_rewound() -> None:
     session, game, _ = dying(3)
     for _ in range(3):

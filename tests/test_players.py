@@ -63,6 +63,16 @@ def test_each_has_its_own_steps(made_up: MakeUp) -> None:
     assert not near(expected[1][-1], expected[4][-1])
 
 
+def test_who_leaves_takes_their_steps_along(made_up: MakeUp) -> None:
+    """An empty seat would hold everybody up."""
+    table = players(made_up)
+    slow, other = table.join(5, steps=64)[0], table.join(6)[0]
+    assert table._game._each == [64, 2, 2]
+    table.leave(slow)
+    assert table._game._each is None
+    assert table.step()[other].number == 1
+
+
 def test_seats(made_up: MakeUp) -> None:
     table = players(made_up, 2)
     assert (table.seats, table.taken, table.step()) == (2, (), {})

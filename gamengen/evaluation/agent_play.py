@@ -280,7 +280,9 @@ def read_outcome(judge: Judge, frames: np.ndarray, start: int) -> dict[str, floa
 
 
 def true_outcome(judge: Judge, variables: Mapping[str, np.ndarray], start: int) -> dict[str, float]:
-    """The same by the game's own variables, each (N,), where it has them."""
+    """The same by the game's own variables, each (N,); nothing where it tells none."""
+    if not variables:
+        return {}
     known = {name: row[start - 1 :] for name, row in variables.items()}
     alive = _survival(judge, known, np.zeros(max(map(len, known.values()), default=1), bool))
     outcome = _losses(judge, known, alive)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -46,6 +47,7 @@ SHORTEST = 32  # frames of a free play that have a real one beside, where episod
 RETURNS = 8  # starts
 QUIET_GAMES = 4  # starts of play without a key
 REAL_EPISODES = 24  # at most, to learn what real play looks like
+FILES = ("lpips_weights", "i3d", "agent")  # options that may name one; other figures come of another file there
 NEED_LESSONS = {"collapse", "actions", "agent", "long"}  # measures that learn what real play looks like
 NO_REPLAY = "the game does not show the same frames again under the same seed and actions"
 HOW_TO_I3D = "--i3d FILE takes the I3D TorchScript network and reports FVD"
@@ -106,6 +108,7 @@ class _Evaluation:
         metrics: dict[str, Any] = {
             "checkpoint": config.name, "spec": config.spec, "fps": config.fps, "episodes": len(self._episodes),
             "frames": options.windows, "seed": options.seed, "model": self._subject.weights(),
+            "command": command_line(config.name, options),
         }  # fmt: skip
         metrics |= self._teacher_forced()
         if {"actions", "agent", "long"} & set(options.measures):
@@ -122,12 +125,14 @@ class _Evaluation:
         return metrics
 
     def _key(self) -> dict[str, object]:
-        chosen = {name: str(value) for name, value in asdict(self._options).items() if name != "measures"}
+        options = {name: value for name, value in asdict(self._options).items() if name != "measures"}
         seeds = [[info.seed, info.frames] for info in self._recording.episodes()]
         return {
-            "options": chosen,
+            "options": {name: str(value) for name, value in options.items()},
+            "files": {name: _hash(Path(options[name])) for name in FILES if options[name] is not None},
             "model": self._subject.weights(),
             "episodes": seeds,
+            "judged": [info.seed for info in self._episodes],
             "sampler": asdict(self._checkpoint.config.sampler),
             "outcome": None if self._checkpoint.outcome is None else weights_hash(self._checkpoint.outcome),
         }
@@ -174,6 +179,7 @@ class _Evaluation:
         starts = spread_windows(self._episodes, options.rollouts, self._subject.context, shortest)
         sights = self._sights()
         features = self._features() if "frechet" in options.measures else None
+        more = "".join(f"_{name}" for name in ("actions", "frechet") if name in options.measures)
         parts: list[Values] = []
         total = len(starts) * options.rollout_frames
         with progress("free play", total, "frames") as show:
@@ -192,7 +198,7 @@ class _Evaluation:
                         self._show_play(played)
                     return values
 
-                parts.append(self._parts.take(f"free_play_{first:05}", measure))
+                parts.append(self._parts.take(f"free_play{more}_{first:05}", measure))
                 show(done + len(group) * options.rollout_frames, "")
         self._plays = {name: np.concatenate([part[name] for part in parts if name in part]) for name in parts[0]}
         found["drift"] = summarise_rollouts(self._plays, self._checkpoint.config.sampler.steps)
@@ -429,7 +435,7 @@ class _Evaluation:
 
     def _write(self, metrics: dict[str, Any]) -> None:
         assert self._out is not None
-        write_results(self._out, metrics, self.values(), command_line(self._checkpoint.config.name, self._options))
+        write_results(self._out, metrics, self.values())
 
     def values(self) -> dict[str, Any]:
         """The figures of each window and free play, for paired differences between checkpoints."""
@@ -448,3 +454,11 @@ class _Evaluation:
             "drift": drift,
             "drift_owners": [] if plays is None else plays["owner"].astype(int).tolist(),
         }
+
+
+def _hash(path: Path) -> str:
+    """Of what the file holds; "" where there is none."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    except OSError as error:
+        raise DataError(f"cannot read it ({error.strerror})", path, "check the file") from error

@@ -9,6 +9,7 @@ from typing import Any
 
 from agents.errors import DataError
 from gamengen.evaluation.options import EvaluateOptions
+from gamengen.evaluation.subject import short_hash
 from recorder.recording import write_json
 
 VIDEOS = 2
@@ -19,7 +20,7 @@ PICTURES = (
 )
 
 
-def write_results(out: Path, metrics: dict[str, Any], values: dict[str, Any], command: str) -> None:
+def write_results(out: Path, metrics: dict[str, Any], values: dict[str, Any]) -> None:
     """Write ``metrics.json``, ``values.json`` (each window's figures), the plots and ``report.md``.
 
     Raises:
@@ -28,7 +29,7 @@ def write_results(out: Path, metrics: dict[str, Any], values: dict[str, Any], co
     (out / "comparison.json").unlink(missing_ok=True)  # it was of other figures
     _write(out / "metrics.json", metrics)
     _write(out / "values.json", values)
-    write_report_again(out, command)
+    write_report_again(out)
 
 
 def add_comparison(out: Path, other: Path) -> None:
@@ -44,20 +45,29 @@ def add_comparison(out: Path, other: Path) -> None:
     write_report_again(out)
 
 
-def write_report_again(out: Path, command: str = "") -> None:
-    """Write ``report.md`` from what lies in ``out``: the figures, a comparison and the raters' answers if any."""
+def write_report_again(out: Path) -> None:
+    """Write ``report.md`` from what lies in ``out``: the figures, a comparison and the raters' answers, if any.
+
+    Raters who saw another model than that of the figures are left out.
+    """
     from gamengen.evaluation.compare import read_metrics
     from gamengen.evaluation.plots import save_plots
     from gamengen.evaluation.report import write_report
 
     metrics = read_metrics(out)
-    for name, path in (("comparison", out / "comparison.json"), ("raters", out / "raters" / "summary.json")):
-        if path.is_file():
-            found = json.loads(path.read_text())
-            metrics[name] = _rates(found) if name == "raters" else found
-    command = command or command_line(metrics["checkpoint"], EvaluateOptions())
+    command = metrics.get("command") or command_line(metrics["checkpoint"], EvaluateOptions())
+    comparison, answers = (_read(out / name) for name in ("comparison.json", "raters/summary.json"))
+    if comparison is not None:
+        metrics["comparison"] = comparison
+        command += f" --compare {comparison['first']}"
+    if answers is not None and answers["checkpoint_hash"] == short_hash(metrics.get("model", [])):
+        metrics["raters"] = _rates(answers)
     pictures = [*save_plots(out, metrics), *((title, name) for title, name in PICTURES if (out / name).is_file())]
     write_report(out, metrics, pictures, [command])
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _rates(summary: dict[str, Any]) -> dict[str, Any]:

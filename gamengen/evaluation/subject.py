@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +47,11 @@ class Beside:
                 mine[games] = theirs.to(mine)
             parts.append(mine)
         return Beside(*parts)
+
+
+def short_hash(weights: Sequence[str]) -> str:
+    """Of what :meth:`Subject.weights` gives: by which people and files name the model that they saw."""
+    return hashlib.sha256("".join(weights).encode()).hexdigest()[:16]
 
 
 class Subject:
