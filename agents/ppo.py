@@ -175,7 +175,7 @@ class DecisionEnvironment(gymnasium.Env[Any, Any]):
                 break
             # A game without variables has only its own reward.
             variables = self._info["variables"]
-            reward = self._reward(variables) if variables else game_reward / REWARD_SCALE
+            reward = self._reward(variables) if variables else game_reward
             if self._listener is not None:
                 self._listener.add(self._index, frame, held, game_reward, info["variables"])
             earned += reward
@@ -186,7 +186,8 @@ class DecisionEnvironment(gymnasium.Env[Any, Any]):
         self.view.remember(held)
         self.total += earned
         info = {"total_reward": self.total} if terminated or truncated else {}
-        return self.view.look(self._frame, self._info), earned * REWARD_SCALE, terminated, truncated, info
+        scale = REWARD_SCALE if self._info["variables"] else 1.0
+        return self.view.look(self._frame, self._info), earned * scale, terminated, truncated, info
 
     def close(self) -> None:
         """End the game."""

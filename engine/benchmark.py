@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import platform
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -118,6 +118,7 @@ def play_random(game: NeuralGame, frames: int, rng: np.random.Generator) -> list
 
 def _measure_row(game: NeuralGame, frames: int, ceiling: dict[str, float]) -> dict[str, Any]:
     rng = np.random.default_rng(0)
+    forget_peak(game.device)  # that of the ceiling's matrices, or of the row before
     play_random(game, WARMUP_FRAMES, rng)
     times = np.array(play_random(game, frames, rng))
     repeats = min(frames, 50)
@@ -126,7 +127,7 @@ def _measure_row(game: NeuralGame, frames: int, ceiling: dict[str, float]) -> di
     copy = median_seconds(game.copy_now, game.device, repeats)
     noise = game.draw_noise()
     work = count_work(lambda: game.make_now(noise), flop_formulas())
-    median = float(np.median(times))
+    median, peak = float(np.median(times)), peak_mb(game.device)
     bounds = {"compute": work.gflop / ceiling["gflops"], "memory": game.weight_bytes / 1e9 / ceiling["gbytes_per_s"]}
     bound = max(bounds, key=lambda name: bounds[name])
     blocks = np.array_split(times, min(BLOCKS, len(times)))
@@ -152,16 +153,32 @@ def _measure_row(game: NeuralGame, frames: int, ceiling: dict[str, float]) -> di
         "bound_ms": round(1e3 * bounds[bound], 2),
         "operations": work.operations,
         "gbytes_moved": round(work.gbytes, 4),
-        "peak_mb": round(peak_bytes(game.device) / 2**20),
+        "peak_mb": None if peak is None else round(peak),
     }
 
 
-def peak_bytes(device: torch.device) -> int:
-    """The most memory that was held: on a GPU by torch, else by this process, since it began."""
+def forget_peak(device: torch.device) -> None:
+    """Let :func:`peak_mb` count from now on, where the system can."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # Linux
+
+
+def peak_mb(device: torch.device) -> float | None:
+    """The most MiB that were held since :func:`forget_peak`: on a GPU by torch, else by this process.
+
+    None where the system does not tell (Windows).
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def write_markdown(path: Path, report: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from agents.errors import OptionError
-from engine.benchmark import WARMUP_FRAMES, peak_bytes, play_random
+from engine.benchmark import WARMUP_FRAMES, peak_mb, play_random
 from engine.game import NeuralGame
 from gamengen.evaluation.intervals import ci95
 from recorder.progress import progress
@@ -24,8 +24,9 @@ def soak(game: NeuralGame, minutes: float) -> dict[str, Any]:
     """Play as fast as possible for ``minutes``; speed and memory in ten windows of that time.
 
     Returns:
-        ``windows``, each with ``minute`` (its end), ``fps``, ``p99_ms`` and ``memory_mb`` held then;
-        ``fps_change`` and ``memory_change_mb`` from the second window to the last: the first warms up.
+        ``windows``, each with ``minute`` (its end), ``fps`` of all games of a batch together, ``p99_ms`` and
+        ``memory_mb`` held then, None where the system does not tell; ``fps_change`` and ``memory_change_mb`` from the
+        second window to the last: the first warms up.
 
     Raises:
         OptionError: minutes is not positive.
@@ -39,15 +40,20 @@ def soak(game: NeuralGame, minutes: float) -> dict[str, Any]:
             times: list[float] = []
             while time.monotonic() < began + 60 * minutes * number / WINDOWS or not times:
                 times += play_random(game, 1, rng)
-            row = {"minute": round(minutes * number / WINDOWS, 2), "fps": round(len(times) / sum(times), 2)}
-            row |= {"p99_ms": round(1e3 * float(np.percentile(times, 99)), 2), "memory_mb": round(held_mb(), 1)}
+            fps, held = len(times) * game.batch / sum(times), held_mb()
+            row = {"minute": round(minutes * number / WINDOWS, 2), "fps": round(fps, 2)}
+            row |= {
+                "p99_ms": round(1e3 * float(np.percentile(times, 99)), 2),
+                "memory_mb": None if held is None else round(held, 1),
+            }
             rows.append(row)
             show(row["minute"], f"{row['fps']} frames/s")
     settled = rows[1:]
+    first, last = (row["memory_mb"] for row in (settled[0], settled[-1]))
     return {
         "windows": rows,
         "fps_change": round(settled[-1]["fps"] / settled[0]["fps"] - 1, 4),
-        "memory_change_mb": round(settled[-1]["memory_mb"] - settled[0]["memory_mb"], 1),
+        "memory_change_mb": None if first is None or last is None else round(last - first, 1),
     }
 
 
@@ -76,10 +82,10 @@ def compare_speed(one: NeuralGame, other: NeuralGame, frames: int) -> dict[str, 
     }
 
 
-def held_mb() -> float:
-    """Memory that this process holds now, in MiB; where the system does not tell, the most that it ever held."""
+def held_mb() -> float | None:
+    """MiB that this process holds now; where the system does not tell, the most that it ever held, or None."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
-        return peak_bytes(torch.device("cpu")) / 2**20
-    return pages * resource.getpagesize() / 2**20
+        return peak_mb(torch.device("cpu"))
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -46,7 +46,7 @@ class Bench:
     batch: tuple[int, ...] = (1,)
     """Games at once."""
     threads: int | None = None
-    """CPU threads; the default is one a core."""
+    """CPU threads; the default is one a core, to play with 8 at most."""
     latency: int | None = None
     """Instead: press a key so many times in a window, and time each until its frame is shown."""
     uncapped: bool = False
@@ -81,7 +81,7 @@ class Bench:
         if self.train:
             from gamengen.train_speed import measure_training
 
-            return measure_training(self.preset, self.frames, self.device)
+            return measure_training(self.preset, self.frames, self.device, threads=self.threads)
         return self._measure_play()
 
     def _measure_play(self) -> dict[str, Any]:

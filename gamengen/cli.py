@@ -109,12 +109,22 @@ def _run(command: tuple[str, ...], words: list[str]) -> int:
         return INTERRUPTED
     except MemoryError as error:
         _fail(f"there is not enough memory ({error}) ; {' '.join((*command, *words))} ; give smaller numbers")
+    except RuntimeError as error:
+        if not _lacks_memory(error):
+            raise
+        what = "there is not enough memory"
+        _fail(f"{what} ({str(error).splitlines()[0][:200]}) ; {' '.join((*command, *words))} ; give smaller numbers")
     except BrokenPipeError:  # who reads has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         _fail(f"{error.strerror or error} ; {error.filename or 'the system'} ; check the path and the free space")
     return 0
+
+
+def _lacks_memory(error: RuntimeError) -> bool:
+    """Whether it is torch's, on a GPU or on a CPU."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _check_output(path: Path) -> None:

@@ -219,8 +219,8 @@ class AgentEvaluate:
 
     spec: Spec
     """The game: doom/<scenario>, doom/freedoom1:E1M1 or gym/<id>."""
-    agent: str = "scripted"
-    """random, scripted or a trained agent's file."""
+    agent: str | None = None
+    """random, scripted or a trained agent's file; the default is scripted in Doom, random elsewhere."""
     episodes: int = 20
     """How many to play."""
     frame_skip: int = 2
@@ -236,8 +236,8 @@ class AgentEvaluate:
         from agents.evaluate import evaluate_agent
         from recorder.progress import progress
 
-        with progress(f"{self.agent} plays {self.spec}", self.episodes, "episodes") as show:
-            summary = evaluate_agent(
-                self.agent, self.spec, self.episodes, self.seed, self.frame_skip, self.max_frames, show
-            )
+        # The scripted agent knows Doom alone.
+        agent = self.agent or ("scripted" if self.spec.startswith("doom/") else "random")
+        with progress(f"{agent} plays {self.spec}", self.episodes, "episodes") as show:
+            summary = evaluate_agent(agent, self.spec, self.episodes, self.seed, self.frame_skip, self.max_frames, show)
         return asdict(summary)

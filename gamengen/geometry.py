@@ -9,6 +9,7 @@ handed to the denoiser as one more latent of its context, and the flow to its de
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import torch
@@ -31,6 +32,13 @@ LOOK_WIDTH, LOOK_SIZE, TURN_WIDTH, MOTION_WIDTH = 64, 64, 128, 256
 SPEED_KEPT = 0.82  # from frame to frame, at first: Doom's friction leaves 0.906 of it each 35th of a second
 DROPOUT = 0.3
 STANDS_GAIN, STANDS_BIAS = 4.0, 2.0  # fresh weights mostly move
+
+
+@functools.lru_cache(maxsize=8)
+def motion_unit(device: torch.device) -> torch.Tensor:
+    """``MOTION_UNIT`` (4,) float32 there; made once, as a copy from the host cannot be part of a CUDA graph."""
+    with torch.inference_mode(False):
+        return torch.tensor(MOTION_UNIT, device=device)
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ class CameraNetwork(nn.Module):
         ``kept`` is what dropout multiplies with in training, as of :meth:`draw_dropout`.
         """
         with torch.autocast(latents.device.type, enabled=False):  # in bfloat16 a turn would be off by part of a pixel
-            unit, held, history = history.new_tensor(MOTION_UNIT).float(), actions.flatten(1).float(), history.float()
+            unit, held, history = motion_unit(history.device), actions.flatten(1).float(), history.float()
             seen = self.look(latents[:, -2:].flatten(1, 2).float())
             seen = self.looked(seen if kept is None else seen * kept)
             turn = self.turn(held)
@@ -175,7 +183,7 @@ class DistanceNetwork(nn.Module):
         y = torch.linspace(-1, 1, height, device=seen.device, dtype=seen.dtype)[None, None, :, None]
         x = torch.linspace(-1, 1, width, device=seen.device, dtype=seen.dtype)[None, None, None]
         places = [part.expand(batch, 1, height, width) for part in (y, x)]
-        motions = torch.cat([history, motion[:, None]], dim=1).float() / motion.new_tensor(MOTION_UNIT)
+        motions = torch.cat([history, motion[:, None]], dim=1).float() / motion_unit(motion.device)
         embedding = F.silu(self.motions(motions.flatten(1).to(seen.dtype)))
         hidden = self.net(self.latents_first(torch.cat([seen, *places], dim=1)), embedding)
         told = F.pixel_shuffle(self.last(F.silu(self.norm(hidden))), FINER).float()

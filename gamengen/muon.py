@@ -45,6 +45,11 @@ class MuonAdamW(torch.optim.Optimizer):
         ]
         super().__init__(groups, {"momentum": momentum, "betas": (0.9, 0.95), "eps": 1e-8})
 
+    def set_rates(self, muon_lr: float, adam_lr: float) -> None:
+        """Other base learning rates, of Muon's parameters and of the others."""
+        for group in self.param_groups:
+            group["base_lr"] = muon_lr if group["muon"] else adam_lr
+
     def scale_lr(self, factor: float) -> None:
         """Set every group's learning rate to ``factor`` times its base."""
         for group in self.param_groups:

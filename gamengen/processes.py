@@ -70,7 +70,13 @@ def first_goes_first() -> Iterator[None]:
     if not is_first():
         distributed.barrier()
     yield
-    if is_first() and count() > 1:
+    if is_first():
+        meet()
+
+
+def meet() -> None:
+    """Wait for the other processes."""
+    if count() > 1:
         distributed.barrier()
 
 
@@ -86,6 +92,11 @@ def check_batch(batch: int) -> None:
     if batch % count():
         remedy = f"use a divisor of {batch}"
         raise OptionError(f"{count()} processes cannot share a batch of {batch} evenly", "--nproc-per-node", remedy)
+
+
+def even(number: int) -> int:
+    """``number``, or the next that all processes can share evenly."""
+    return -(-number // count()) * count()
 
 
 def spread(compute: Callable[..., torch.Tensor], *parts: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from gamengen.devices import place
 from gamengen.latents import LatentEpisodes
 from gamengen.outcome import OutcomeConfig, OutcomeHead, level_bins, reward_bins, two_hot
 from gamengen.player import LONGEST_PLAY, PlayedTask, Player
-from gamengen.processes import check_batch, share
+from gamengen.processes import check_batch, even, share
 from gamengen.training import step_generator
 from recorder.episodes import read_results
 from recorder.recording import Recording, split_held_out
@@ -133,7 +133,7 @@ class OutcomeTask(PlayedTask):
         self.model: nn.Module = place(model, self._device)
         self.head, self._train, self._held_out = model, train, held_out
         self._seed, self._batch, self._player = seed, batch, player
-        self._plays = self._begin_plays(train[0], PLAYS)
+        self._plays = self._begin_plays(train[0], even(PLAYS))
         check_batch(batch)
         truth = train[1]
         model.expect(float(truth.ends.mean()), truth.rises.mean(dim=0))

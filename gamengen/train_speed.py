@@ -31,9 +31,10 @@ WARMUP_STEPS = 3
 
 
 def measure_training(
-    preset: str = "nano", steps: int = 20, device: str = "auto", height: int = 240, width: int = 320, actions: int = 3
-) -> dict[str, Any]:
-    """Train each stage for some steps on made-up data.
+    preset: str = "nano", steps: int = 20, device: str = "auto", height: int = 240, width: int = 320, actions: int = 3,
+    threads: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Train each stage for some steps on made-up data, with as many CPU ``threads``; None takes one a core.
 
     Returns:
         ``device``, ``ceiling`` and ``rows`` of ``stage``, ``batch``, ``samples_per_s``, ``step_ms``, of it
@@ -41,10 +42,14 @@ def measure_training(
         ``ceiling_share``.
 
     Raises:
-        OptionError: there are no steps, or no such preset.
+        OptionError: there are no steps or threads, or no such preset.
     """
     if steps < 1:
         raise OptionError(f"must be at least 1, got {steps}", "--frames", "give a positive number")
+    if threads is not None:
+        if threads < 1:
+            raise OptionError(f"must be at least 1, got {threads}", "--threads", "give a positive number")
+        torch.set_num_threads(threads)
     chosen = choose_device(device)
     dtype = torch.bfloat16 if has_bf16(chosen) else torch.float32
     ceiling = measure_ceiling(chosen, dtype)

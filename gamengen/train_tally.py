@@ -24,7 +24,7 @@ from gamengen.devices import place
 from gamengen.free_plays import FreePlays
 from gamengen.latents import LatentEpisodes, gather_windows, window_starts
 from gamengen.player import PlayedTask, Player
-from gamengen.processes import check_batch, share
+from gamengen.processes import check_batch, even, share
 from gamengen.tally import DIGITS, Tally, TallyConfig
 from gamengen.train_outcome import LEVELS
 from gamengen.training import step_generator
@@ -207,7 +207,7 @@ class TallyTask(PlayedTask):
         check_batch(batch)
         self._starts = self._all_starts(train)
         self._player = player
-        self._plays = self._begin_plays(train, PLAYS)
+        self._plays = self._begin_plays(train, even(PLAYS))
         if player is None:
             with torch.no_grad():
                 model.last.bias.copy_(torch.cat(self._often(train)).log())

@@ -131,6 +131,7 @@ class Trainer:
             saved = evaluated = time.monotonic()
             show(100 * self.done, "")
             while self.done < 1:
+                processes.meet()  # the first may have evaluated meanwhile, which no budget pays for
                 began = time.monotonic()
                 self.optimizer.scale_lr(learning_rate_factor(self.done))
                 with autocast(self.device):
@@ -247,6 +248,7 @@ class Trainer:
             self.task.model.load_state_dict(state["model"])
             self.average = {name: value.to(self.device) for name, value in state["average"].items()}
             self.optimizer.load_state_dict(state["optimizer"])
+            self.optimizer.set_rates(self.options.muon_lr, self.options.adam_lr)  # which may be others now
             self.task.load_state(state["state"])
             self.step, self.seconds = state["step"], state["seconds"]
         except CheckpointError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,28 @@ def test_soak(made_up: MakeUp) -> None:
     assert [row["minute"] for row in found["windows"]] == pytest.approx([0.001 * n for n in range(1, 11)], abs=0.006)
     assert all(row["fps"] > 0 and row["memory_mb"] > 0 for row in found["windows"])
     assert {"fps_change", "memory_change_mb"} <= set(found)
+
+
+def test_soak_counts_the_frames_of_all_games(made_up: MakeUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.endurance, "play_random", lambda game, frames, rng: [0.1] * frames)
+    for batch in (1, 3):
+        game = NeuralGame(made_up(), "cpu", 1, dtype="float32", batch=batch)
+        assert {row["fps"] for row in soak(game, 1e-4)["windows"]} == {10.0 * batch}
+
+
+def test_the_peak_of_memory_is_counted_anew(made_up: MakeUp) -> None:
+    device = torch.device("cpu")
+    torch.ones(2**27).sum()  # half a GiB, as the ceiling's
+    before = engine.benchmark.peak_mb(device)
+    engine.benchmark.forget_peak(device)
+    after = engine.benchmark.peak_mb(device)
+    assert before is not None and after is not None
+    assert after < before - 200
+
+
+def test_where_no_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert engine.benchmark.peak_mb(torch.device("cpu")) is None
 
 
 def test_two_games_in_turn(made_up: MakeUp, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -333,18 +333,40 @@ def test_a_full_disk_and_ctrl_c(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     assert run("info")[0] == 130
 
 
+def raising(error: Exception) -> Callable[[Any], None]:
+    def fail(self: Any) -> None:
+        raise error
+
+    return fail
+
+
 def test_too_little_memory_and_names_with_brackets(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Any) -> None:
         raise MemoryError("of 9 TB")
 
     monkeypatch.setattr(commands.Info, "run", fail)
     assert run("info") == (1, "", "error: there is not enough memory (of 9 TB) ; info ; give smaller numbers\n")
+    for error in (torch.OutOfMemoryError("CUDA out of memory\nand more"), RuntimeError("you can't allocate memory")):
+        monkeypatch.setattr(commands.Info, "run", raising(error))
+        code, _, told = run("info")
+        assert code == 1 and told.startswith("error: there is not enough memory (") and told.count("\n") == 1
+    monkeypatch.setattr(commands.Info, "run", raising(RuntimeError("a mistake of ours")))
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        run("info")
     monkeypatch.setattr(commands.Info, "run", lambda self: {"video": "v[/b].mp4", "folder": "run[old]"})
     code, out, _ = run("info")
     assert code == 0 and "v[/b].mp4" in out and "run[old]" in out
 
 
 # --- what they do ---
+
+
+def test_who_plays_where_nobody_is_named(run: Run, tmp_path: Path) -> None:
+    """The scripted agent knows Doom alone."""
+    for spec, agent in (("gym/CartPole-v1", "random"), ("doom/basic", "scripted")):
+        words = ("agent", "evaluate", spec, "--episodes", "1", "--max-frames", "5", "--json", str(tmp_path / "json"))
+        assert run(*words)[0] == 0
+        assert json.loads((tmp_path / "json").read_text())["agent"] == agent
 
 
 def test_play_headless(run: Run, tiny: Path, tmp_path: Path) -> None:

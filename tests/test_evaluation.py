@@ -12,6 +12,7 @@ import torch
 
 import gamengen.evaluation.drift
 import gamengen.evaluation.evaluate
+import gamengen.evaluation.frechet
 import gamengen.evaluation.teacher_forced
 from agents.actions import ActionSet
 from agents.errors import DataError, OptionError
@@ -74,6 +75,27 @@ def test_measures_that_are_asked_for_later(checkpoint: Checkpoint, recording: Re
         alone = evaluate_checkpoint(checkpoint, recording, None, options, "cpu")
         assert metrics["drift"] == alone["drift"]
         assert metrics["episodes"] == alone["episodes"]
+
+
+def test_clips_of_one_length_are_enough(
+    checkpoint: Checkpoint, recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where those of 32 frames are too few, those of 16 count all the same."""
+    told = {"16": 1.5, "32": None}
+
+    def report(real: Any, neural: Any, length: int) -> dict[str, Any]:
+        if told[str(length)] is None:
+            raise DataError(f"too few clips of {length}", "here", "more")
+        return {str(length): told[str(length)]}
+
+    monkeypatch.setattr(gamengen.evaluation.frechet, "frechet_report", report)
+    found = gamengen.evaluation.evaluate._Evaluation(checkpoint, recording, None, SMALL, "cpu")
+    found._plays = {f"{which}_clips_{length}": torch.ones(3) for which in ("real", "neural") for length in (16, 32)}
+    assert found._frechet("ours") == {"name": "ours", "16": 1.5}
+    assert "too few clips of 32" in found._not_measured["frechet, clips of 32 frames"]
+    told["16"] = None
+    with pytest.raises(DataError, match="too few clips of 16"):
+        found._frechet("ours")
 
 
 def test_another_file_of_the_same_name(checkpoint: Checkpoint, recording: Recording, tmp_path: Path) -> None:

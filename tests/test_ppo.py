@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,19 @@ def test_every_frame_of_a_decision_is_told_with_the_games_own_reward(tmp_path: P
     assert all((action == game.table[5]).all() for _, action, _, _ in witness.frames)
     assert witness.frames[0][2] <= -2  # doom/basic: -1 a tic
     game.close()
+
+
+def test_a_game_without_variables_has_its_own_reward(tmp_path: Path) -> None:
+    game = DecisionEnvironment(replace(options(tmp_path / "a"), spec="gym/CartPole-v1", max_frames=9, hold=2), 0)
+    game.reset(seed=1)
+    earned, over, info = [], False, {}
+    while not over:
+        _, reward, terminated, truncated, info = game.step(0)
+        earned.append(reward)
+        over = terminated or truncated
+    game.close()
+    assert max(earned) == 4.0, "one a tic"
+    assert info["total_reward"] == sum(earned)
 
 
 def test_an_engine_that_dies_cuts_the_episode_short(tmp_path: Path) -> None:

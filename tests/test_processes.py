@@ -99,6 +99,12 @@ def test_alone_there_is_nothing_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     processes.check_batch(7)
 
 
+def test_what_is_shared_in_larger_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processes.even(8) == 8
+    monkeypatch.setattr(processes, "count", lambda: 16)
+    assert [processes.even(number) for number in (8, 16, 17)] == [16, 16, 32]
+
+
 def test_what_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "count", lambda: 3)
     with pytest.raises(OptionError, match="3 processes cannot share a batch of 16 evenly"):

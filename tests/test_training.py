@@ -152,6 +152,16 @@ def test_resumed_equals_uninterrupted(name: str, train_until: Callable[..., Trai
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_resumed_with_other_rates_it_takes_those(train_until: Callable[..., Trainer], tmp_path: Path) -> None:
+    """A training that diverged says to lower them."""
+    train_until(make_task("autoencoder"), TrainOptions(steps=STEPS), tmp_path, 3)
+    options = TrainOptions(steps=STEPS, muon_lr=2e-3, adam_lr=1e-5)
+    trainer = Trainer(make_task("autoencoder"), options, tmp_path)
+    assert trainer.step == 3
+    trainer.optimizer.scale_lr(1.0)
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [2e-3, 1e-5]
+
+
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     options = TrainOptions(steps=STEPS)
     script = tmp_path / "child.py"

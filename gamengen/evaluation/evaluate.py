@@ -273,10 +273,17 @@ class _Evaluation:
         from gamengen.evaluation.frechet import frechet_report
 
         found: dict[str, Any] = {"name": name}
+        few: dict[int, DataError] = {}
         for length in CLIP_FRAMES:
             real, neural = (self._plays.get(f"{which}_clips_{length}") for which in ("real", "neural"))
             if real is not None and neural is not None:
-                found |= frechet_report(real, neural, length)
+                try:
+                    found |= frechet_report(real, neural, length)
+                except DataError as error:
+                    few[length] = error
+        if few and len(found) == 1:
+            raise next(iter(few.values()))
+        self._not_measured |= {f"frechet, clips of {length} frames": str(error) for length, error in few.items()}
         return found
 
     # --- actions and agents

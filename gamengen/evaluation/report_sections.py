@@ -294,8 +294,8 @@ def _agent(metrics: Metrics) -> list[Lines]:
     agent = metrics["agent"]
     text = (
         f"The same frozen agent ({agent.get('agent', 'unnamed')}) plays {agent.get('seeds', MISSING)} games of "
-        f"{agent.get('frames', MISSING)} frames in the real and in the neural game. The neural game counts nothing, "
-        "so both are read from their frames in the same way; the real game's own counters show how far that reading "
+        f"{agent.get('frames', MISSING)} frames in the real and in the neural game. Both are read from their "
+        "frames in the same way; the real game's own counters show how far that reading "
         "can be trusted. Everything is counted up to the end of the agent's life or of the game."
     )
     sides = [side for side in AGENT_SIDES if agent.get(side)]
