@@ -1,8 +1,9 @@
-"""A small patch discriminator: tells real frames from decoded ones, so that the decoder learns to be as sharp.
+"""Small patch discriminators: they tell what is real from what was made, frames or latents. Used in training alone.
 
-An absolute or squared error asks for the mean of all that may come, which is blurred. A discriminator asks for one
-that may be real (Isola et al., arXiv 1611.07004; hinge loss as in Lim and Ye, arXiv 1705.02894; its weight by gradients
-as in Esser et al., arXiv 2012.09841, equation 7). It is used in training alone.
+An absolute or squared error asks a decoder for the mean of all that may come, which is blurred. A discriminator asks
+for one that may be real (Isola et al., arXiv 1611.07004; hinge loss as in Lim and Ye, arXiv 1705.02894; its weight by
+gradients as in Esser et al., arXiv 2012.09841, equation 7). A student that is matched to a teacher is told by one what
+its plays hold that the game's frames do not, whatever the teacher makes of them (as in arXiv 2405.14867).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from gamengen.autoencoder import PATCH
 from gamengen.devices import place
 
 WIDTHS = (64, 128, 128)  # at 1/4, 1/8 and 1/16 of the frame's size
+LATENT_WIDTHS = (96, 128)  # at the latents' size and half of it
 LEARNING_RATE = 4e-4
 
 
@@ -43,15 +45,38 @@ class Discriminator(nn.Module):
         return self.layers(pixels)
 
 
-class Critic:
-    """A discriminator that learns beside the decoder."""
+class LatentDiscriminator(nn.Module):
+    """Latents (B, C, h, w) to logits (B, 1, h/2, w/2): positive where a patch of 12 positions looks real."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._model = place(Discriminator(), device)
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        near, far = LATENT_WIDTHS
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, near, 3, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(near, far, 4, stride=2, padding=1),
+            nn.GroupNorm(8, far),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(far, far, 3, padding=1),
+            nn.GroupNorm(8, far),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(far, 1, 1),
+        )
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        return self.layers(latents)
+
+
+class Critic:
+    """A discriminator that learns beside what it criticises: pixels (B, 3, H, W) or latents (B, C, h, w)."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._model = place(model, device)
         self._optimizer = torch.optim.AdamW(self._model.parameters(), LEARNING_RATE, betas=(0.5, 0.9), weight_decay=0)
 
     def learn(self, real: torch.Tensor, made: torch.Tensor) -> None:
-        """One step at telling ``real`` from ``made``, both pixels (B, 3, H, W)."""
+        """One step at telling ``real`` from ``made``."""
         loss = F.relu(1 - self._model(real).float()).mean() + F.relu(1 + self._model(made.detach()).float()).mean()
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -59,9 +84,9 @@ class Critic:
         self._optimizer.step()
 
     def loss(self, made: torch.Tensor, other: torch.Tensor, share: float) -> torch.Tensor:
-        """What is to be added to the loss ``other`` of the pixels ``made`` (B, 3, H, W).
+        """What is to be added to the loss ``other`` of ``made``.
 
-        Its gradient at the pixels is ``share`` as long as that of ``other``.
+        Its gradient there is ``share`` as long as that of ``other``.
         """
         self._model.requires_grad_(False)
         blame = -self._model(made).float().mean()

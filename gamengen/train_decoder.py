@@ -20,7 +20,7 @@ from gamengen.camera import Pairs, fit_camera, moved_error
 from gamengen.denoiser import Denoiser
 from gamengen.devices import place
 from gamengen.diffusion import SamplerConfig, sample_next
-from gamengen.discriminator import Critic
+from gamengen.discriminator import Critic, Discriminator
 from gamengen.evaluation.similarity import sharpness
 from gamengen.free_plays import play_starts
 from gamengen.geometry import Mover
@@ -194,7 +194,7 @@ class DecoderTask(Task):
         self._rarity = Rarity(train.episodes.latents.to(self._device))
         self._plays = Plays(train, batch, denoiser.config.context, self._rarity)
         self._train, self._held_out = train, held_out
-        self._critic = Critic(self._device)
+        self._critic = Critic(Discriminator(), self._device)
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
         """Reconstruction loss of one frame of each play."""

@@ -7,6 +7,9 @@ which learns the student's. Where they differ the student's frames are too many 
 the teacher moves away from the critic (distribution matching distillation, Yin et al., arXiv 2311.18828 and 2405.14867;
 GameNGen distils with a variant of it). Contexts are of recorded play and of the student's own.
 
+Of a context that holds grain the teacher may say that grain goes on, and so what is unlikely breeds in long plays. A
+patch discriminator, which sees no context, tells what was made from what the game showed at the same moments.
+
 The teacher must be a faithful one, which was not asked for what is rare more strongly than for what is not; see
 :class:`gamengen.train_denoiser.DenoiserTask`.
 """
@@ -23,6 +26,7 @@ from gamengen.autoencoder import Autoencoder, normalise
 from gamengen.denoiser import Denoiser
 from gamengen.devices import place
 from gamengen.diffusion import CONTEXT_NOISE_MAX, LOW_SHARE, SamplerConfig, draw_sigma
+from gamengen.discriminator import Critic, LatentDiscriminator
 from gamengen.free_plays import FreePlays
 from gamengen.geometry import Mover
 from gamengen.latents import LatentEpisodes
@@ -35,7 +39,10 @@ from gamengen.training import load_moments, moments, step_generator
 CRITIC_RATES = (0.01, 5e-4)  # learning rates of Muon and AdamW: it must follow a student that changes
 CRITIC_ALONE = 0.04  # share of the budget in which the critic learns what the student makes before it moves
 NOISE_SHARE = 0.5  # of the context's noise in the denoiser's training
+LONGEST_PLAY = 160  # frames: what breeds slowly must be seen to be unlearned, and no recorded frame is asked for here
 SIGMA_RANGE = (0.01, 0.98)
+JUDGE_SHARE = 0.3  # of the gradient's length, that the discriminator's is
+JUDGE_NOISE = 0.5  # most of the noise that is mixed into what the discriminator sees, so that it is not too sure
 
 
 class MatchingTask(DenoiserTask):
@@ -63,21 +70,21 @@ class MatchingTask(DenoiserTask):
         mover: Mover | None = None,
     ) -> None:
         super().__init__(model, autoencoder, train, held_out, seed, batch, mover=mover, faithful=True)
-        # Nothing recorded is asked for after own frames, so plays may be long.
-        self._plays = FreePlays(self._train, int(batch * UNROLL_SHARE), model.config.context, mover=mover)
+        self._plays = FreePlays(self._train, int(batch * UNROLL_SHARE), model.config.context, LONGEST_PLAY, mover=mover)
         self._teacher = place(copy.deepcopy(teacher), self._device).eval().requires_grad_(False)
         self._critic = place(copy.deepcopy(teacher), self._device).train().requires_grad_(True)
         self._critic_optimizer = MuonAdamW(self._critic, *CRITIC_RATES)
+        self._judge = Critic(LatentDiscriminator(model.config.channels), self._device)
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
         """Half the squared distance of what the student makes from that, moved from the critic's to the teacher's.
 
-        Its gradient is the difference between the two, a share of how far the teacher is from what was made. The
-        critic takes a step of its own on the same batch.
+        Its gradient is the difference between the two, a share of how far the teacher is from what was made; to it
+        comes the discriminator's. Critic and discriminator take a step of their own on the same batch.
         """
         rng = np.random.default_rng([self._seed, step])
         generator = step_generator(self._seed, step, self._device)
-        context, held, _, weight = self._draw(rng, int(self._batch * UNROLL_SHARE))
+        context, held, real, weight = self._draw(rng, int(self._batch * UNROLL_SHARE))
         draw = torch.rand(self._batch, generator=generator, device=self._device)
         level = NOISE_SHARE * CONTEXT_NOISE_MAX * draw.square()
         on_context = torch.randn(context.shape, generator=generator, device=self._device)
@@ -85,13 +92,15 @@ class MatchingTask(DenoiserTask):
         noise = torch.randn(2, *context[:, 0].shape, generator=generator, device=self._device)
         sigma = draw_sigma(self._batch, generator, LOW_SHARE).clamp(*SIGMA_RANGE)
         given = tuple(share(part) for part in (context, held, level))
-        start, added, sigma, weight = (share(part) for part in (*noise, sigma, weight))
+        start, added, sigma, weight, real = (share(part) for part in (*noise, sigma, weight, real))
 
         made = normalise(self._denoiser(start, torch.ones_like(sigma), *given).float())
         shown, at = made.detach(), sigma[:, None, None, None]
         noisy = (1 - at) * shown + at * added
         like_student = self._follow(noisy, sigma, given, shown, weight)
         self._advance_plays(SamplerConfig(STUDENT_STEPS), generator)
+        mixed = JUDGE_NOISE * share(draw)[:, None, None, None]
+        self._judge.learn((1 - mixed) * real + mixed * added, (1 - mixed) * shown + mixed * added)
         if progress < CRITIC_ALONE:
             return made.sum() * 0
         with torch.no_grad():
@@ -99,7 +108,8 @@ class MatchingTask(DenoiserTask):
             size = (shown - like_game).abs().mean(dim=(1, 2, 3), keepdim=True)
             wanted = shown - (like_student - like_game) / (size + 1e-3)
             weight = torch.maximum(weight, self._rarity.weight(shown) * self._steady)
-        return ((made - wanted).square().mean(dim=1) * weight).mean() / 2
+        matched = ((made - wanted).square().mean(dim=1) * weight).mean() / 2
+        return matched + self._judge.loss(made, matched, JUDGE_SHARE)
 
     def _follow(
         self,
@@ -119,13 +129,18 @@ class MatchingTask(DenoiserTask):
         return guess.detach()
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The free plays that go on from step to step, the critic and its optimizer."""
+        """The free plays that go on from step to step, the critic, the discriminator and their optimizers."""
         critic = {f"critic.{name}": value for name, value in self._critic.state_dict().items()}
-        return {**super().state(), **critic, **moments(self._critic_optimizer, self._critic)}
+        judge = {f"judge.{name}": value for name, value in self._judge.state().items()}
+        return {**super().state(), **critic, **judge, **moments(self._critic_optimizer, self._critic)}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Go on from :meth:`state`."""
         super().load_state(state)
-        head = "critic."
-        self._critic.load_state_dict({n.removeprefix(head): v for n, v in state.items() if n.startswith(head)})
+        critic, judge = (
+            {name.removeprefix(head): value for name, value in state.items() if name.startswith(head)}
+            for head in ("critic.", "judge.")
+        )
+        self._critic.load_state_dict(critic)
+        self._judge.load_state(judge)
         load_moments(self._critic_optimizer, self._critic, state)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gamengen.discriminator import Critic
+from gamengen.discriminator import Critic, Discriminator
 
 
 @pytest.fixture
 def critic() -> Critic:
     torch.manual_seed(0)
-    return Critic(torch.device("cpu"))
+    return Critic(Discriminator(), torch.device("cpu"))
 
 
 def sharp_and_blurred(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,7 +50,7 @@ def test_its_gradient_is_a_share_of_the_other_one(critic: Critic) -> None:
 def test_resumed_it_goes_on_the_same(critic: Critic) -> None:
     critic.learn(*sharp_and_blurred(0))
     state = {name: value.clone() for name, value in critic.state().items()}
-    other = Critic(torch.device("cpu"))
+    other = Critic(Discriminator(), torch.device("cpu"))
     other.load_state(state)
     for one in (critic, other):
         one.learn(*sharp_and_blurred(1))

@@ -103,6 +103,32 @@ def test_first_the_critic_learns_alone_what_the_student_makes(make_task: Callabl
     assert sum(errors[-10:]) < 0.8 * sum(errors[:10])
 
 
+def test_the_discriminator_tells_what_was_made_from_what_the_game_showed(
+    make_task: Callable[[], MatchingTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make_task()
+    seen = []
+    learn = task._judge.learn
+
+    def note(real: torch.Tensor, made: torch.Tensor) -> None:
+        seen.append((real, made))
+        learn(real, made)
+
+    monkeypatch.setattr(task._judge, "learn", note)
+    for step in range(40):
+        task.loss(step, 0.5)
+    told = [[float(task._judge._model(part).detach().mean()) for part in pair] for pair in seen[-10:]]
+    assert all(real > made for real, made in told)
+    # Beside a play stands the frame that was recorded at its moment.
+    monkeypatch.setattr("gamengen.train_matching.JUDGE_NOISE", 0.0)
+    following = task._plays.past()[2]
+    going_on = task._plays._left > 0
+    task.loss(40, 0.5)
+    assert going_on.any()
+    recorded = task._train.latents[following[going_on]].float()
+    assert torch.equal(seen[-1][0][-len(following) :][going_on].float(), recorded)
+
+
 def test_resumed_equals_uninterrupted(
     make_task: Callable[[], MatchingTask], train_until: Callable[..., Trainer], tmp_path: Path
 ) -> None:
@@ -112,6 +138,7 @@ def test_resumed_equals_uninterrupted(
     Trainer(resumed, TrainOptions(steps=6), tmp_path / "parts").run()
     assert weights_hash(resumed.model) == weights_hash(whole.model)
     assert weights_hash(resumed._critic) == weights_hash(whole._critic)
+    assert weights_hash(resumed._judge._model) == weights_hash(whole._judge._model)
 
 
 def test_the_command(make_recording: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,6 +172,13 @@ def test_the_command(make_recording: Make, tmp_path: Path, capsys: pytest.Captur
     shutil.rmtree(tmp_path / "first" / "latents")  # of the encoder before it was stored
     assert "error" not in train("match", "--work", "first", "--out", "other")
     assert load_checkpoint(tmp_path / "other").config.training["init"] == "game"
+
+    # Asked again for no more, the outcome head that is there learned from this very student.
+    assert "error" not in train("match", "--out", "out", "--outcome-minutes", "0.01")
+    (tmp_path / "work" / "outcome" / "player.json").write_text('{"player": "before"}')
+    assert "outcome in the work folder was trained for another player" in train(
+        "match", "--out", "out", "--outcome-minutes", "0.01"
+    )
 
     train("denoiser", "--preset", "tiny", "--faithful", "--steps", "3", "--out", "teacher")
     assert "was trained for another teacher" in train("match", "--out", "out")
