@@ -32,7 +32,7 @@ SCRIPTS = {
     )),
 }  # fmt: skip
 SECONDS = 60
-CRF = "30"  # smaller files than those recorded in play
+CRF = "36"  # smaller files than those recorded in play
 SHOWN_FRAMES = 96
 SHOWN_SKIP = 2
 QUALITY = 70  # of WebP
