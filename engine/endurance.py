@@ -41,7 +41,7 @@ def soak(game: NeuralGame, minutes: float) -> dict[str, Any]:
             while time.monotonic() < began + 60 * minutes * number / WINDOWS or not times:
                 times += play_random(game, 1, rng)
             fps, held = len(times) * game.batch / sum(times), held_mb()
-            row = {"minute": round(minutes * number / WINDOWS, 2), "fps": round(fps, 2)}
+            row: dict[str, Any] = {"minute": round(minutes * number / WINDOWS, 2), "fps": round(fps, 2)}
             row |= {
                 "p99_ms": round(1e3 * float(np.percentile(times, 99)), 2),
                 "memory_mb": None if held is None else round(held, 1),
