@@ -25,6 +25,7 @@ from gamengen.diffusion import SamplerConfig, check_seed
 from gamengen.evaluation.lpips import Lpips
 from gamengen.evaluation.results import summarise
 from gamengen.finish import Networks, evaluation_at_end, finish_checkpoint
+from gamengen.outcome_stage import fit_outcome
 from gamengen.player import Player
 from gamengen.presets import find_preset
 from gamengen.stages import (
@@ -34,7 +35,6 @@ from gamengen.stages import (
     fit_decoder,
     fit_denoiser,
     fit_geometry,
-    fit_outcome,
     fit_perceptual,
     fit_recount,
     fit_student,

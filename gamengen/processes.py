@@ -7,6 +7,7 @@ there is nothing to it. The processes find each other through accelerate, on GPU
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,7 +47,13 @@ def join(device: torch.device) -> torch.device:
         state = PartialState(cpu=device.type == "cpu", timeout=LONGEST_WAIT)
     except ValueError as error:
         raise OptionError(f"the processes cannot meet ({error})", "WORLD_SIZE", "start them with torchrun") from error
+    atexit.register(_leave)  # or its threads may outlive what they need, and end the process by a signal
     return torch.device(device.type, state.local_process_index) if device.type == "cuda" else device
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def count() -> int:

@@ -17,6 +17,7 @@ from gamengen.evaluation.lpips import Lpips
 from gamengen.evaluation.results import summarise
 from gamengen.finish import Networks, evaluation_at_end, finish_checkpoint
 from gamengen.latents import LatentEpisodes
+from gamengen.outcome_stage import fit_outcome, load_outcome
 from gamengen.player import Player
 from gamengen.presets import find_preset
 from gamengen.processes import is_first, join
@@ -30,7 +31,6 @@ from gamengen.stages import (
     fit_denoiser,
     fit_geometry,
     fit_matched,
-    fit_outcome,
     fit_perceptual,
     fit_recount,
     fit_student,
@@ -39,7 +39,6 @@ from gamengen.stages import (
     load_denoiser,
     load_geometry,
     load_mover,
-    load_outcome,
     load_player,
     load_recount,
     load_student,

@@ -1,8 +1,9 @@
-"""The stages of making a game, each resumable: autoencoder, latents, geometry, denoiser, student, decoder, outcome.
+"""The stages of making a game, each resumable: autoencoder, latents, geometry, tally, denoiser, student, decoder.
 
 All of them keep what they make in one work folder: ``autoencoder/``, ``latents/``, ``views/``, ``geometry/``,
 ``moved/``, ``tally/``, ``denoiser/``, ``student/``, ``decoder/`` and ``outcome/``. Where there is a geometry, the
 denoiser, its student and the decoder see the last frame moved; where there is a tally, they are told the score.
+That of the outcome head is :mod:`gamengen.outcome_stage`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from gamengen.evaluation.lpips import Lpips
 from gamengen.geometry import Geometry, Mover
 from gamengen.geometry_cache import load_motions, load_moved, load_scenes, move_recording, see_recording
 from gamengen.latents import LatentEpisodes, encode_recording, load_latents, weights_hash
-from gamengen.outcome import OutcomeHead
 from gamengen.player import Player
 from gamengen.presets import find_preset
 from gamengen.processes import first_goes_first, is_first
@@ -35,10 +35,9 @@ from gamengen.train_decoder import CAMERA_PAIRS, DecoderTask, find_footage
 from gamengen.train_denoiser import DenoiserTask
 from gamengen.train_geometry import GeometryTask
 from gamengen.train_matching import MatchingTask
-from gamengen.train_outcome import OutcomeTask, find_results, outcome_config
 from gamengen.train_perceptual import PerceptualTask
 from gamengen.train_student import STUDENT_STEPS, StudentTask
-from gamengen.train_tally import TallyTask, find_levels, find_lost, make_tally, with_counts
+from gamengen.train_tally import TallyTask, find_levels, make_tally, with_counts
 from gamengen.training import Trainer, TrainOptions, leave_weights, load_finished
 from gamengen.work_folder import Stage, check_made_for, note_beginning, was_made_for
 from recorder.recording import Recording, write_json
@@ -99,7 +98,7 @@ def load_autoencoder(stage: Stage) -> Autoencoder:
     if stage.init is not None and not (stage.work / "autoencoder").is_dir():
         return first_autoencoder(stage, stage.init)
     model = place(Autoencoder(find_preset(stage.preset).autoencoder), stage.device)
-    return _load_stage(model, stage, "autoencoder")
+    return load_stage(model, stage, "autoencoder")
 
 
 def first_autoencoder(stage: Stage, init: Checkpoint) -> Autoencoder:
@@ -121,7 +120,7 @@ def load_denoiser(stage: Stage, autoencoder: Autoencoder | None = None) -> Denoi
     Raises:
         CheckpointError: there is none, or it was trained on what another encoder than that of ``autoencoder`` makes.
     """
-    denoiser = _load_stage(_fresh_denoiser(stage), stage, "denoiser")
+    denoiser = load_stage(_fresh_denoiser(stage), stage, "denoiser")
     if autoencoder is not None:
         check_made_for(stage.work / "denoiser", "encoder", autoencoder.encoder)
     return denoiser
@@ -139,14 +138,14 @@ def load_student(stage: Stage, denoiser: Denoiser) -> Denoiser | None:
     matched = stage.work / "matched"
     if (matched / "final.safetensors").is_file() and was_made_for(matched, "teacher", denoiser):
         shared = (matched / "shared" / "final.safetensors").is_file()
-        return _load_stage(_fresh_denoiser(stage), stage, "matched/shared" if shared else "matched")
+        return load_stage(_fresh_denoiser(stage), stage, "matched/shared" if shared else "matched")
     if not (stage.work / "student" / "final.safetensors").is_file():
         return None
     check_made_for(stage.work / "student", "denoiser", denoiser)
-    student = _load_stage(_fresh_denoiser(stage), stage, "student")
+    student = load_stage(_fresh_denoiser(stage), stage, "student")
     seen = stage.work / "perceptual"
     if (seen / "final.safetensors").is_file() and was_made_for(seen, "denoiser", student):
-        return _load_stage(_fresh_denoiser(stage), stage, "perceptual")
+        return load_stage(_fresh_denoiser(stage), stage, "perceptual")
     return student
 
 
@@ -248,7 +247,7 @@ def load_geometry(stage: Stage) -> Geometry | None:
     if not stage.moves:
         return None
     if (stage.work / "geometry" / "final.safetensors").is_file():
-        return _load_stage(_fresh_geometry(stage), stage, "geometry")
+        return load_stage(_fresh_geometry(stage), stage, "geometry")
     assert stage.init is not None and stage.init.geometry is not None
     return place(copy.deepcopy(stage.init.geometry), stage.device).eval()
 
@@ -307,7 +306,7 @@ def load_recount(stage: Stage, tally: Tally | None, denoiser: Denoiser) -> Tally
         return tally
     if not (was_made_for(folder, "denoiser", denoiser) and was_made_for(folder, "tally", tally)):
         return tally
-    return _load_stage(copy.deepcopy(tally), stage, "recount")
+    return load_stage(copy.deepcopy(tally), stage, "recount")
 
 
 def load_tally(stage: Stage, autoencoder: Autoencoder) -> Tally | None:
@@ -323,7 +322,7 @@ def load_tally(stage: Stage, autoencoder: Autoencoder) -> Tally | None:
         return place(copy.deepcopy(stage.init.tally), stage.device).requires_grad_(False)
     check_made_for(stage.work / "tally", "encoder", autoencoder.encoder)
     tally = place(_read_tally(stage.work / "tally" / "config.json"), stage.device)
-    return _load_stage(tally, stage, "tally").requires_grad_(False)
+    return load_stage(tally, stage, "tally").requires_grad_(False)
 
 
 def fit_denoiser(
@@ -444,53 +443,6 @@ def fit_matched(
     return model.eval()
 
 
-def fit_outcome(
-    stage: Stage,
-    autoencoder: Autoencoder,
-    latents: tuple[LatentEpisodes, LatentEpisodes],
-    options: TrainOptions,
-    player: Player | None = None,
-) -> OutcomeHead:
-    """Train the outcome head, or load it where this budget is spent already.
-
-    With a ``player``, it also learns from frames that the model has made.
-
-    Raises:
-        CheckpointError: what is in the work folder learned from another player, or was trained for another encoder.
-    """
-    torch.manual_seed(stage.seed + 4)
-    task, folder = _outcome_task(stage, autoencoder, latents, player), stage.work / "outcome"
-    if player is not None:
-        check_made_for(folder, "player", player.denoiser)
-    if not load_finished(task.model, folder, options):
-        Trainer(task, options, folder).run()
-    return task.head.eval()
-
-
-def load_outcome(
-    stage: Stage, autoencoder: Autoencoder, latents: tuple[LatentEpisodes, LatentEpisodes]
-) -> OutcomeHead | None:
-    """The outcome head that an earlier stage left in the work folder, or None."""
-    if not (stage.work / "outcome" / "final.safetensors").is_file():
-        return None
-    return _load_stage(_outcome_task(stage, autoencoder, latents).head, stage, "outcome")
-
-
-def _outcome_task(
-    stage: Stage,
-    autoencoder: Autoencoder,
-    latents: tuple[LatentEpisodes, LatentEpisodes],
-    player: Player | None = None,
-) -> OutcomeTask:
-    check_made_for(stage.work / "outcome", "encoder", autoencoder.encoder)
-    config = outcome_config(stage.recording, latents[0])
-    head = place(OutcomeHead(config), stage.device)
-    tally = latents[0].tally
-    lost = find_lost(stage.recording.episodes(), tally.config) if tally is not None else ()
-    train, held_out = zip(latents, find_results(stage.recording, config, lost), strict=True)
-    return OutcomeTask(head, train, held_out, stage.seed + 4, stage.batch("outcome"), player)
-
-
 def _fresh_denoiser(stage: Stage) -> Denoiser:
     actions = stage.recording.header.action_set.size
     sizes = find_preset(stage.preset).denoiser
@@ -508,7 +460,12 @@ def _fresh_geometry(stage: Stage) -> Geometry:
     return place(Geometry(sizes), stage.device)
 
 
-def _load_stage(model: Model, stage: Stage, name: str) -> Model:
+def load_stage(model: Model, stage: Stage, name: str) -> Model:
+    """``model`` with the weights that the stage ``name`` left in the work folder.
+
+    Raises:
+        CheckpointError: there are none.
+    """
     if not load_finished(model, stage.work / name, None):
         what = f"the work folder has no finished {name}"
         raise CheckpointError(what, stage.work, f"run gamengen train {name} first, with this folder")

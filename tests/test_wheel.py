@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("agents", "recorder", "gamengen", "engine")
 SHIPS = (SHIPPED / DEFAULT_CHECKPOINT / "config.json").is_file()
 LARGEST_FILE = 16 * 2**20
-LARGEST_CHECKPOINT = 18_000_000
+LARGEST_CHECKPOINT = 20_000_000
 
 
 def run(*words: object, cwd: Path) -> str:
