@@ -38,6 +38,11 @@ def default_mix(spec: str) -> str:
     return "scripted:0.6,random:0.4" if spec.startswith("doom/") else "random"
 
 
+def default_agent(spec: str) -> str:
+    """Who plays it alone then."""
+    return "scripted" if spec.startswith("doom/") else "random"
+
+
 def parse_mix(text: str) -> tuple[AgentShare, ...]:
     """Read ``"scripted:0.6,random:0.4"`` or a single name; shares are scaled to sum to 1.
 

@@ -107,13 +107,11 @@ def _run(command: tuple[str, ...], words: list[str]) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return INTERRUPTED
-    except MemoryError as error:
-        _fail(f"there is not enough memory ({error}) ; {' '.join((*command, *words))} ; give smaller numbers")
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         if not _lacks_memory(error):
             raise
-        what = "there is not enough memory"
-        _fail(f"{what} ({str(error).splitlines()[0][:200]}) ; {' '.join((*command, *words))} ; give smaller numbers")
+        reason = str(error).partition("\n")[0][:200]
+        _fail(f"there is not enough memory ({reason}) ; {' '.join((*command, *words))} ; give smaller numbers")
     except BrokenPipeError:  # who reads has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -122,9 +120,10 @@ def _run(command: tuple[str, ...], words: list[str]) -> int:
     return 0
 
 
-def _lacks_memory(error: RuntimeError) -> bool:
-    """Whether it is torch's, on a GPU or on a CPU."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+def _lacks_memory(error: Exception) -> bool:
+    """Whether it says so: Python's, or torch's of a GPU or of a CPU, which are RuntimeErrors."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
 
 
 def _check_output(path: Path) -> None:

@@ -233,11 +233,11 @@ class AgentEvaluate:
 
     def run(self) -> dict[str, Any]:
         """Play and sum up."""
+        from agents.agent import default_agent
         from agents.evaluate import evaluate_agent
         from recorder.progress import progress
 
-        # The scripted agent knows Doom alone.
-        agent = self.agent or ("scripted" if self.spec.startswith("doom/") else "random")
+        agent = self.agent or default_agent(self.spec)
         with progress(f"{agent} plays {self.spec}", self.episodes, "episodes") as show:
             summary = evaluate_agent(agent, self.spec, self.episodes, self.seed, self.frame_skip, self.max_frames, show)
         return asdict(summary)

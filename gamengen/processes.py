@@ -71,20 +71,20 @@ def is_first() -> bool:
     return rank() == 0
 
 
-@contextmanager
-def first_goes_first() -> Iterator[None]:
-    """Run the block in the first process, then in the others, which find what it wrote."""
-    if not is_first():
-        distributed.barrier()
-    yield
-    if is_first():
-        meet()
-
-
 def meet() -> None:
     """Wait for the other processes."""
     if count() > 1:
         distributed.barrier()
+
+
+@contextmanager
+def first_goes_first() -> Iterator[None]:
+    """Run the block in the first process, then in the others, which find what it wrote."""
+    if not is_first():
+        meet()
+    yield
+    if is_first():
+        meet()
 
 
 def share(whole: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,6 @@ comes from the recording's seed and that number.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import multiprocessing as mp
 import os
@@ -25,10 +24,10 @@ import numpy as np
 
 from agents.agent import AgentShare, default_mix, make_agent, parse_mix
 from agents.environments import FRAME_HEIGHT, FRAME_SKIP, FRAME_WIDTH, make_environment
-from agents.errors import DataError, EngineError, GamengenError, OptionError
+from agents.errors import EngineError, GamengenError, OptionError
 from recorder.episodes import EpisodeWriter
 from recorder.progress import progress
-from recorder.recording import Recording, RecordingHeader
+from recorder.recording import Recording, RecordingHeader, hash_file
 from recorder.worker import ATTEMPTS, work
 
 MAX_EPISODE_FRAMES = 2100
@@ -96,7 +95,7 @@ def record_episodes(options: RecordOptions) -> RecordSummary:
     try:
         for share in mix:  # an agent that does not fit is told now, not by a worker
             make_agent(share.name, environment.action_set, options.frame_skip)
-        agents = {share.name: _hash(share.name) for share in mix}
+        agents = {share.name: hash_file(share.name) for share in mix}
         header = RecordingHeader.of(environment, options.height, options.width, agents, options.seed)
     finally:
         environment.close()
@@ -375,11 +374,3 @@ def _later_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _hash(name: str) -> str:
-    path = Path(name)
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
-    except OSError as error:
-        raise DataError(f"cannot read the agent ({error.strerror})", name, "check the file") from error

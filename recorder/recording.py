@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import sys
@@ -246,6 +247,19 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def hash_file(path: str | Path) -> str:
+    """16 hexadecimal digits of the SHA-256 of a file; "" where there is none, as for an agent that is no file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    path = Path(path)
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
+    except OSError as error:
+        raise DataError(f"cannot read it ({error.strerror})", path, "check the file") from error
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -34,7 +33,7 @@ from gamengen.latents import weights_hash
 from recorder.episodes import EpisodeInfo, read_episode
 from recorder.pictures import contact_sheet, save_png
 from recorder.progress import progress
-from recorder.recording import Recording
+from recorder.recording import Recording, hash_file
 
 if TYPE_CHECKING:
     from gamengen.evaluation.judge import Judge
@@ -129,7 +128,7 @@ class _Evaluation:
         seeds = [[info.seed, info.frames] for info in self._recording.episodes()]
         return {
             "options": {name: str(value) for name, value in options.items()},
-            "files": {name: _hash(Path(options[name])) for name in FILES if options[name] is not None},
+            "files": {name: hash_file(options[name]) for name in FILES if options[name] is not None},
             "model": self._subject.weights(),
             "episodes": seeds,
             "judged": [info.seed for info in self._episodes],
@@ -461,11 +460,3 @@ class _Evaluation:
             "drift": drift,
             "drift_owners": [] if plays is None else plays["owner"].astype(int).tolist(),
         }
-
-
-def _hash(path: Path) -> str:
-    """Of what the file holds; "" where there is none."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-    except OSError as error:
-        raise DataError(f"cannot read it ({error.strerror})", path, "check the file") from error
