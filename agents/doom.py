@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import vizdoom as vzd
 from agents.actions import ActionSet
 from agents.engine_process import EngineProcess
 from agents.engine_process import remove_orphans as remove_orphans
+from agents.environments import LARGEST_FRAME_SKIP
 from agents.errors import EngineError, OptionError, SpecError
 
 TICS_PER_SECOND = 35
@@ -70,8 +72,8 @@ class DoomEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
     ) -> None:
         self._game: vzd.DoomGame | None = None
         self._engine: EngineProcess | None = None
-        if frame_skip < 1:
-            raise OptionError(f"frame_skip must be at least 1, got {frame_skip}", "frame_skip", "use 1 to 8")
+        if not 1 <= frame_skip <= LARGEST_FRAME_SKIP:
+            raise OptionError(f"must be 1 to {LARGEST_FRAME_SKIP}, got {frame_skip}", "frame_skip", "use 1 to 8")
         if not sensors <= SENSORS:
             raise OptionError("unknown sensor", ", ".join(sensors - SENSORS), f"use {', '.join(sorted(SENSORS))}")
         self.spec_name = f"doom/{name}"
@@ -138,7 +140,15 @@ class DoomEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._frame
 
     def close(self) -> None:
-        """End the engine process and remove what it left in shared memory and on disk."""
+        """End the engine process and remove what it left in shared memory and on disk.
+
+        A forked child of the process that started it does nothing.
+        """
+        if self._engine is not None and not self._engine.is_ours:
+            # Never freed: its destructor tells the engine to end, and waits for threads that a child does not have.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._game))
+            self._game = self._engine = None
+            return
         game, self._game = self._game, None
         engine, self._engine = self._engine, None
         if engine is not None:
@@ -217,7 +227,7 @@ class DoomEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
             hung = self._engine is not None and self._engine.timed_out
             self.close()
             what = "it did not answer" if hung else str(error)
-            remedy = "reset the environment to start a fresh engine"
+            remedy = "run it again, or reset the environment in a program of your own"
             raise EngineError(f"the Doom engine stopped ({what})", self.spec_name, remedy) from error
         except vzd.FileDoesNotExistException as error:
             self.close()

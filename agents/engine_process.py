@@ -125,15 +125,23 @@ class EngineProcess:
         )  # fmt: skip
         self.left_behind = True
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process started it, and is no forked child of the one that did."""
+        return os.getpid() == self._owner
+
     def kill(self) -> None:
-        """End the process at once; ViZDoom's own farewell waits for ever for an engine that hangs."""
-        if self.pid is not None and not self.left_behind:
+        """End the process at once; ViZDoom's own farewell waits for ever for an engine that hangs.
+
+        A forked child of the owner does nothing.
+        """
+        if self.pid is not None and not self.left_behind and self.is_ours:
             with contextlib.suppress(OSError):
                 os.kill(self.pid, signal.SIGKILL)
 
     def end(self) -> None:
         """End the process and remove its shared memory and its folder; a forked child of the owner does nothing."""
-        if os.getpid() != self._owner or self.left_behind:
+        if not self.is_ours or self.left_behind:
             return
         self.kill()
         _remove_folder(self.folder)

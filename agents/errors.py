@@ -40,6 +40,10 @@ class DataError(GamengenError):
     """A recording or one of its episodes is missing, damaged or does not fit."""
 
 
+class UnreadableError(DataError):
+    """The system does not let an episode be read; whether it is damaged is not known."""
+
+
 class CheckpointError(GamengenError):
     """A checkpoint is missing, damaged, foreign or of another version."""
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from agents.actions import ActionSet
+from agents.environments import LARGEST_FRAME_SKIP
 from agents.errors import OptionError, SpecError
 
 DEFAULT_FPS = 30.0
@@ -25,15 +26,16 @@ class GymEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
     def __init__(
         self, name: str, frame_skip: int = 1, height: int = 240, width: int = 320, max_frames: int | None = None
     ) -> None:
-        if frame_skip < 1:
-            raise OptionError(f"frame_skip must be at least 1, got {frame_skip}", "frame_skip", "use 1 to 8")
+        if not 1 <= frame_skip <= LARGEST_FRAME_SKIP:
+            raise OptionError(f"must be 1 to {LARGEST_FRAME_SKIP}, got {frame_skip}", "frame_skip", "use 1 to 8")
         try:
             self._env = gymnasium.make(name, render_mode="rgb_array")
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             first_line = str(error).strip().split("\n")[0]
-            raise SpecError(
-                f"cannot make the environment ({first_line})", name, "check its id and its package"
-            ) from error
+            remedy = "check its id and its package"
+            if isinstance(error, ImportError):
+                remedy = "install its package, or run python -m gamengen in the folder where it lies"
+            raise SpecError(f"cannot make the environment ({first_line})", name, remedy) from error
         self.spec_name = f"gym/{name}"
         self.frame_skip = frame_skip
         self.fps = float(self._env.metadata.get("render_fps", DEFAULT_FPS)) / frame_skip

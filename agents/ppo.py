@@ -36,6 +36,9 @@ POSITIVE = (
 class StepListener(Protocol):
     """Records what is played in training; ``recorder.record.StreamRecorder`` is one."""
 
+    def begin(self, index: int) -> int:
+        """The seed that the next episode of environment ``index`` is to be played with, so that it can be again."""
+
     def add(
         self, index: int, frame: np.ndarray, action: np.ndarray, reward: float, variables: dict[str, float]
     ) -> None:
@@ -149,6 +152,8 @@ class DecisionEnvironment(gymnasium.Env[Any, Any]):
         for attempt in range(ENGINE_STARTS):
             try:
                 start = int(self.np_random.integers(2**31)) if seed is None else seed
+                if self._listener is not None:
+                    start = self._listener.begin(self._index)
                 self._frame, self._info = self._env.reset(seed=start)
                 break
             except EngineError:
@@ -226,15 +231,15 @@ def train_ppo(
         model = PPO(
             "MultiInputPolicy", games, options.learning_rate, options.n_steps,
             min(options.batch_size, options.n_steps * games.num_envs), options.epochs, options.gamma,
-            ent_coef=options.entropy, policy_kwargs=POLICY, seed=options.seed + done, device=options.device,
+            ent_coef=options.entropy, policy_kwargs=POLICY, seed=(options.seed + done) % 2**32, device=options.device,
         )  # fmt: skip
         if weights:
             load_weights(model.policy, weights, options.out)
         watcher = _Watcher(options, action_set, table, done, show)
-        watcher.save(model.policy)  # a file that cannot be written is told now
-        if done < options.steps:
+        if done < options.steps:  # else it stays as it was trained, whatever the options are now
+            watcher.save(model.policy)  # a file that cannot be written is told now
             model.learn(options.steps - done, watcher)
-        watcher.save(model.policy)
+            watcher.save(model.policy)
     finally:
         games.close()
     early, late = watcher.rewards[:100], watcher.rewards[-100:]

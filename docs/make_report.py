@@ -132,8 +132,12 @@ def paper_figures() -> str:
     metrics, bench = read_metrics(), newest_benchmark()
     forced, drift = metrics["teacher_forced"], metrics["drift"]
     own = str(drift["steps"])
-    stages = read_config(SHIPPED / DEFAULT_CHECKPOINT).training["minutes"]
-    made = ("student", "perceptual", "matched")  # whichever the last training was, it made a model for one step
+    stages: list[str] = []
+    training = read_config(SHIPPED / DEFAULT_CHECKPOINT).training
+    while training:  # and of what it began from
+        stages += training.get("minutes", {})
+        training = training.get("init_training") or {}
+    made = ("student", "perceptual", "matched")  # each makes a model for one step
     distilled = "distilled" if any(stage.startswith(made) for stage in stages) else "not distilled"
     fps = {steps: row["fps"] for steps, row in quickest(bench).items()}
     after = round(3 * metrics["fps"])

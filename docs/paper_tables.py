@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import tyro
 
+from gamengen.autoencoder_stages import load_autoencoder
 from gamengen.checkpoints import Checkpoint, CheckpointConfig, Spawns
 from gamengen.denoiser import Denoiser
 from gamengen.devices import choose_device, place
@@ -23,7 +24,7 @@ from gamengen.evaluation.evaluate import evaluate_checkpoint
 from gamengen.evaluation.options import QUICK, EvaluateOptions
 from gamengen.latents import LatentEpisodes
 from gamengen.presets import find_preset
-from gamengen.stages import encode_alone, load_autoencoder
+from gamengen.stages import encode_alone
 from gamengen.train_denoiser import DenoiserTask
 from gamengen.training import Trainer, TrainOptions, load_finished
 from gamengen.work_folder import Stage

@@ -151,19 +151,22 @@ class _Graph:
 
     def __init__(self, make: Callable[..., Outputs], inputs: Inputs) -> None:
         self._inputs = tuple(part.clone() for part in inputs)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(GRAPH_WARMUPS):
-                make(*self._inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._outputs = make(*self._inputs)
+        self._device = self._inputs[0].device
+        with torch.cuda.device(self._device):  # of several cards, work goes to the current one's streams
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(GRAPH_WARMUPS):
+                    make(*self._inputs)
+            torch.cuda.current_stream().wait_stream(side)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, stream=side):
+                self._outputs = make(*self._inputs)
 
     def __call__(self, *inputs: torch.Tensor) -> Outputs:
-        for mine, given in zip(self._inputs, inputs, strict=True):
-            mine.copy_(given)
-        self._graph.replay()
+        with torch.cuda.device(self._device):
+            for mine, given in zip(self._inputs, inputs, strict=True):
+                mine.copy_(given)
+            self._graph.replay()
         latent, frames, logits, motions = self._outputs
         return latent.clone(), frames.clone(), logits.clone() if logits is not None else None, motions.clone()

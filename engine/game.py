@@ -19,14 +19,14 @@ from engine.frame_maker import FrameMaker
 from engine.packing import can_pack, pack
 from gamengen.autoencoder import Before, pixels_of
 from gamengen.checkpoints import Checkpoint, load_checkpoint
-from gamengen.devices import choose_device, has_bf16, place
+from gamengen.devices import Model, choose_device, has_bf16, place, round_weights
 from gamengen.diffusion import SamplerConfig, check_seed, sample_next
 from gamengen.geometry import FINER, HISTORY, MOTION, Mover
 from gamengen.motion_reading import read_motions
 from gamengen.outcome import Outcome
 from gamengen.tally import Tally
 
-TALLY_DRAWS = 1  # which numbers of a frame's seed the tally draws from
+TALLY_DRAWS, SPAWN_DRAW = 1, 2  # which numbers of a frame's seed the tally draws from, and the next start
 MAX_CPU_THREADS = 8  # more only wait for each other on a model this small
 
 
@@ -40,6 +40,7 @@ class GameState:
         frame: the frame on screen, as :attr:`NeuralGame.frame`.
         motions: by which it came (B, HISTORY, 4); none, 0, where the model does not tell that.
         tally: what its score bar counts (B, frames, L); no levels, where the model does not count.
+        seeds: of each game.
         counts: frames made with each game's seed.
         spawn: index of the spawn in play, or -1 where the start was given.
     """
@@ -49,6 +50,7 @@ class GameState:
     frame: np.ndarray
     motions: torch.Tensor
     tally: torch.Tensor
+    seeds: tuple[int, ...]
     counts: tuple[int, ...]
     spawn: int
 
@@ -104,14 +106,16 @@ class NeuralGame:
         self._each: list[int] | None = None  # steps of each game, where they differ
         if steps is not None:
             self.steps = steps
-        self._autoencoder = place(loaded.autoencoder, self.device, self.dtype)
-        self._denoiser = place(loaded.denoiser, self.device, self.dtype)
-        self._head = place(loaded.outcome, self.device, self.dtype) if loaded.outcome is not None else None
-        self._geometry = place(loaded.geometry, self.device, self.dtype) if loaded.geometry is not None else None
-        self._teller = place(loaded.tally, self.device, self.dtype).exact() if loaded.tally is not None else None
-        for part in (self._autoencoder.compensation, self._geometry):
-            if part is not None and part.camera is not None:
-                part.camera.float()  # a turn must be exact to a part of a pixel
+        seeing = [part for part in (loaded.autoencoder.compensation, loaded.geometry) if part is not None]
+        cameras = [part.camera for part in seeing if part.camera is not None]  # a turn must be exact to part of a pixel
+
+        def placed(model: Model) -> Model:
+            return round_weights(place(model, self.device), self.dtype, cameras)
+
+        self._autoencoder, self._denoiser = placed(loaded.autoencoder), placed(loaded.denoiser)
+        self._head = placed(loaded.outcome) if loaded.outcome is not None else None
+        self._geometry = placed(loaded.geometry) if loaded.geometry is not None else None
+        self._teller = placed(loaded.tally).exact() if loaded.tally is not None else None
         if mode in ("auto", "eager") and can_pack(self.device, self.dtype):
             encoder = self._autoencoder.encoder if self._geometry is not None else None
             for network in (*self._of_a_frame(), encoder, self._head):
@@ -247,8 +251,13 @@ class NeuralGame:
         Returns:
             All frames, as :attr:`frame`.
         """
-        self._place(games, torch.from_numpy(self._rng.integers(self.spawn_count, size=len(games))))
+        starts = [self._spawn_of(self._seeds[game], self._counts[game]) for game in games]
+        self._place(games, torch.tensor(starts, dtype=torch.int64))
         return self.frame
+
+    def _spawn_of(self, seed: int, count: int) -> int:
+        """Where a game with ``seed`` starts anew after ``count`` frames, whatever games are beside it."""
+        return int(np.random.default_rng((seed, count, SPAWN_DRAW)).integers(self.spawn_count))
 
     @torch.inference_mode()
     def seat(self, game: int, seed: int, spawn: int | None = None, steps: int | None = None) -> np.ndarray:
@@ -396,8 +405,10 @@ class NeuralGame:
     def save(self) -> GameState:
         """The present moment, to go back to with :meth:`load`."""
         frame = self._to_numpy(self._screen).copy()
-        counts = tuple(self._counts)
-        return GameState(self._latents, self._actions.clone(), frame, self._motions, self._tally, counts, self.spawn)
+        seeds, counts = tuple(self._seeds), tuple(self._counts)
+        return GameState(
+            self._latents, self._actions.clone(), frame, self._motions, self._tally, seeds, counts, self.spawn
+        )  # fmt: skip
 
     def load(self, state: GameState) -> np.ndarray:
         """Go back to a saved moment of this game; its frame.
@@ -409,7 +420,7 @@ class NeuralGame:
             raise OptionError("the state is of another game", f"latents {tuple(state.latents.shape)}", "see save")
         self._latents, self._actions = state.latents, state.actions.clone()
         self._motions, self._tally = state.motions, state.tally
-        self._counts, self.spawn = list(state.counts), state.spawn
+        self._seeds, self._counts, self.spawn = list(state.seeds), list(state.counts), state.spawn
         self._forget_outcome()
         shown = torch.from_numpy(state.frame.copy())
         self._show((shown[None] if self.batch == 1 else shown).to(self.device))

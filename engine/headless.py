@@ -50,6 +50,8 @@ class HeadlessOptions:
 def play_headless(game: Game, options: HeadlessOptions) -> PlaySummary:
     """Play ``game`` for ``options.frames`` frames from where it stands.
 
+    A game that ends gives way to the next, but for actions from a file.
+
     Raises:
         OptionError: the actions are no such word or file.
         ActionError: an action in the file does not fit the game, or there are too few of them.
@@ -65,8 +67,11 @@ def play_headless(game: Game, options: HeadlessOptions) -> PlaySummary:
         for number in range(options.frames):
             action = choose(number, frame)
             frame = times.measure(partial(game.step, action))
+            shown, starts_anew = frame, bool(game.ended.any()) and options.actions in ("random", "none")
+            if starts_anew:  # whoever plays by a list knows what comes next
+                frame = game.reset()
             if video is not None:
-                video.append(draw_held_keys(frame, game.action_set, action) if options.draw_keys else frame)
+                video.append(draw_held_keys(shown, game.action_set, action) if options.draw_keys else shown)
             show(number + 1, "")
     return times.summary([options.video] if options.video is not None else [])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -45,7 +46,9 @@ def measure_latency(game: NeuralGame, presses: int, uncapped: bool = False, seed
     """
     if presses < 1:
         raise OptionError(f"must be at least 1, got {presses}", "--latency", "give a positive number")
-    if not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")):
+    if sys.platform.startswith("linux") and not any(
+        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
+    ):
         os.environ["SDL_VIDEODRIVER"] = "dummy"
     window = PlayWindow(game, WindowOptions(uncapped=uncapped))
     key, channel = _a_key(game)
@@ -73,6 +76,8 @@ def measure_latency(game: NeuralGame, presses: int, uncapped: bool = False, seed
 
     def watching() -> bool:
         going = tick()
+        if window.session.over:  # no press is answered there
+            window.session.respawn()
         if press.shown is None and press.posted and window.session.action[channel]:
             press.shown = time.perf_counter()
         return going and not finished.is_set()

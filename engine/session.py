@@ -109,8 +109,10 @@ class Tally:
         killed = float(outcome.rises[KILLS][0]) if KILLS in outcome.rises else 0.0
         return Tally(self.frames + 1, self.reward + float(outcome.reward[0]), self.kills + killed)
 
-    def describe(self, outcome: Outcome) -> str:
+    def describe(self, outcome: Outcome | None) -> str:
         """In words, of a game that tells ``outcome``."""
+        if outcome is None:
+            return f"{self.frames} frames"
         if KILLS in outcome.rises:
             kills = round(self.kills)
             return f"{kills} kill{'s' * (kills != 1)}, {self.frames} frames"
@@ -223,7 +225,7 @@ class PlaySession:
         self.frame = self.times.measure(lambda: self.game.step(self.action))
         self.tally = self.tally.after(self.game.outcome)
         self._record_frame()
-        if self.game.outcome is not None and self.game.ended.any():
+        if self.game.ended.any():
             self._over_since = self._clock()
             self.say(f"game over: {self.tally.describe(self.game.outcome)} (R starts anew, Backspace goes back)")
 

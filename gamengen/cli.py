@@ -23,6 +23,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("data", "preview"): ("DataPreview", "a contact sheet and a video of a recording"),
     ("data", "export"): ("DataExport", "a recording as MP4, NPZ or PNG files"),
     ("train", "autoencoder"): ("TrainAutoencoder", "train an autoencoder on a recording"),
+    ("train", "cycle"): ("TrainCycle", "train the decoder so that what it shows encodes to the same again"),
     ("train", "geometry"): (
         "TrainGeometry",
         "train what tells motion and distances, for Doom games in which one walks",
@@ -85,6 +86,9 @@ def overview(group: str | None = None) -> str:
 
 
 def _run(command: tuple[str, ...], words: list[str]) -> int:
+    from agents import engine_process
+
+    engine_process.when_stuck = _stuck
     signal.signal(signal.SIGTERM, _terminate)  # so that engines are closed on the way out
     try:
         import tyro
@@ -135,7 +139,16 @@ def _check_output(path: Path) -> None:
     with path.open("a"):
         pass
     if new:
-        path.unlink()
+        path.unlink(missing_ok=True)  # of torchrun's processes another may have been quicker
+
+
+def _stuck() -> None:
+    """An engine has died in the middle of a message: ViZDoom would wait for it for ever."""
+    print(
+        "error: the Doom engine was killed ; this machine ; see if it has memory left, and run it again",
+        file=sys.stderr,
+    )
+    os._exit(1)
 
 
 def _terminate(signum: int, frame: Any) -> None:

@@ -19,6 +19,7 @@ from gamengen.collect_commands import AgentEvaluate, AgentTrain, DataExport, Dat
 from gamengen.evaluate_commands import ConvertLpips, Evaluate, Json
 from gamengen.train_commands import (
     TrainAutoencoder,
+    TrainCycle,
     TrainDecoder,
     TrainDenoiser,
     TrainDistill,
@@ -48,6 +49,7 @@ __all__ = [
     "Play",
     "Record",
     "TrainAutoencoder",
+    "TrainCycle",
     "TrainDecoder",
     "TrainDenoiser",
     "TrainDistill",
@@ -173,14 +175,18 @@ class Create:
     """Frame width, a multiple of 16."""
     autoencoder_minutes: float | None = None
     """Instead of the planned share."""
-    geometry_minutes: float = 0.0
-    """For what moves the last frame, in Doom games in which one walks; without it the camera only turns."""
+    cycle_minutes: float | None = None
+    """Instead of the planned share, for games whose last frame is moved; 0 leaves this stage out."""
+    geometry_minutes: float | None = None
+    """For what moves the last frame, in Doom games in which one walks; without it the camera only turns. The default
+    plans it where it starts from weights of the same game that see the last frame moved; 0 leaves it out."""
     denoiser_minutes: float | None = None
     """Instead of the planned share."""
     distill_minutes: float | None = None
     """Instead of the planned share; 0 leaves this stage out."""
     lpips_weights: Path | None = None
-    """LPIPS weights of VGG (gamengen lpips --network vgg): the student is trained on by what is seen, too."""
+    """LPIPS weights of VGG (gamengen lpips --network vgg): the student is trained on by what is seen, too; where the
+    last frame is moved, the decoder is, in its place."""
     perceptual_minutes: float | None = None
     """For that: instead of the planned share."""
     decoder_minutes: float | None = None

@@ -18,6 +18,7 @@ from agents.agent import default_mix, make_agent, parse_mix
 from agents.environments import make_environment
 from agents.errors import CheckpointError, OptionError
 from gamengen.autoencoder import Autoencoder, check_frame_size
+from gamengen.autoencoder_stages import fit_autoencoder, fit_cycle, fit_decoder
 from gamengen.checkpoints import Checkpoint, check_fits, check_writable, load_checkpoint, read_config, shipped_for
 from gamengen.denoiser import Denoiser
 from gamengen.devices import choose_device, describe_device
@@ -31,8 +32,6 @@ from gamengen.presets import find_preset
 from gamengen.stages import (
     encode,
     encode_alone,
-    fit_autoencoder,
-    fit_decoder,
     fit_denoiser,
     fit_geometry,
     fit_perceptual,
@@ -41,6 +40,7 @@ from gamengen.stages import (
     fit_tally,
     load_mover,
 )
+from gamengen.train_cycle import RATES as CYCLE_RATES
 from gamengen.train_geometry import RATE
 from gamengen.train_perceptual import RATES as PERCEPTUAL_RATES
 from gamengen.train_student import STUDENT_RATES, STUDENT_STEPS
@@ -61,6 +61,7 @@ ENCODED_PER_SECOND = {"cpu": 110, "cuda": 5_000}
 RECORDING_SHARE = 0.3  # of the budget, at most
 EVALUATION_SHARE = 0.05
 PERCEPTUAL_SHARE = 0.2  # of the training, taken from the denoiser's
+CYCLE_SHARE, GEOMETRY_SHARE = 0.08, 0.1  # of the training, where the last frame is moved
 TALLY_SHARE = 0.02  # of the training, twice, where a score bar counts
 
 
@@ -78,10 +79,13 @@ class CreateOptions:
         data: an existing recording, instead of recording anew.
         frames: frames to record; None plans them by the budget.
         autoencoder_minutes: instead of the planned share.
-        geometry_minutes: for what moves the last frame, in Doom games in which one walks; without it, it only turns.
+        cycle_minutes: instead of the planned share, where the last frame is moved; 0 leaves this stage out.
+        geometry_minutes: for what moves the last frame, in Doom games in which one walks; 0 leaves it out. None plans
+            it where the game to start from is the same and sees it moved, unless there are ``perceptual_minutes``.
         denoiser_minutes: instead of the planned share.
         distill_minutes: instead of the planned share; 0 leaves this stage out.
-        lpips_weights: LPIPS weights of VGG; with them the student is trained on by what is seen.
+        lpips_weights: LPIPS weights of VGG; with them the student is trained on by what is seen or, where the last
+            frame is moved, the decoder.
         perceptual_minutes: for that, instead of the planned share.
         decoder_minutes: instead of the planned share; 0 leaves this stage out.
         work: folder for everything on the way; None is ``runs/<name of out>``.
@@ -101,7 +105,8 @@ class CreateOptions:
     height: int = 240
     width: int = 320
     autoencoder_minutes: float | None = None
-    geometry_minutes: float = 0.0
+    cycle_minutes: float | None = None
+    geometry_minutes: float | None = None
     denoiser_minutes: float | None = None
     distill_minutes: float | None = None
     lpips_weights: Path | None = None
@@ -112,7 +117,7 @@ class CreateOptions:
     work: Path | None = None
 
     def __post_init__(self) -> None:
-        skippable = ("geometry_minutes", "distill_minutes", "decoder_minutes")
+        skippable = ("cycle_minutes", "geometry_minutes", "distill_minutes", "decoder_minutes")
         others = ("minutes", "autoencoder_minutes", "denoiser_minutes", "perceptual_minutes", "frames")
         for name in (*others, *skippable):
             value = getattr(self, name)
@@ -128,12 +133,12 @@ class CreateOptions:
             raise OptionError("the work folder would lie in the checkpoint's own folder", self.work_folder, remedy)
         if self.lpips_weights is None and self.perceptual_minutes is not None:
             raise OptionError("it takes --lpips-weights", "--perceptual-minutes", "gamengen lpips makes them")
-        if self.lpips_weights is not None and self.distill_minutes == 0:
+        if self.lpips_weights is not None and self.distill_minutes == 0 and not self.geometry_minutes:
             raise OptionError("only a student is trained so", "--lpips-weights", "leave --distill-minutes out")
-        if self.lpips_weights is not None and self.geometry_minutes > 0:
+        if self.perceptual_minutes is not None and self.geometry_minutes:
             what = "a student that sees the last frame moved cannot be trained so"
-            raise OptionError(what, "--lpips-weights", "leave --geometry-minutes out")
-        if self.geometry_minutes > 0 and not can_replay(self.spec):
+            raise OptionError(what, "--perceptual-minutes", "leave --geometry-minutes out")
+        if self.geometry_minutes and not can_replay(self.spec):
             raise OptionError("only Doom tells how far things are", "--geometry-minutes", "leave it out for this game")
         check_frame_size(self.height, self.width)
         check_seed(self.seed)
@@ -170,6 +175,7 @@ class Plan:
     tally_minutes: float = 0.0
     geometry_minutes: float = 0.0
     perceptual_minutes: float = 0.0
+    cycle_minutes: float = 0.0
 
 
 def create_game(options: CreateOptions) -> dict[str, Any]:
@@ -183,9 +189,10 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     init = _find_init(options)
     _check_game(options)
     eyes = Lpips.load(options.lpips_weights) if options.lpips_weights is not None else None
+    planned = asdict(make_plan(options, device.type, init))  # which may refuse the options
     work = _Work(options)
     # What was planned stays: with other workers or other shipped weights a finished stage would be trained on.
-    planned = work.remember("plan", asdict(make_plan(options, device.type, init)))
+    planned = work.remember("plan", planned)
     try:
         plan = Plan(**planned)
     except TypeError as error:
@@ -196,17 +203,20 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     stage = Stage(recording, work.folder, options.preset, device, init, options.seed)
     training = TrainOptions(minutes=plan.autoencoder_minutes, seed=options.seed)
     autoencoder = work.timed("autoencoder", lambda: fit_autoencoder(stage, training))
+    if plan.cycle_minutes > 0:
+        turning, first_decoder = TrainOptions(plan.cycle_minutes, None, *CYCLE_RATES, seed=options.seed), autoencoder
+        autoencoder = work.timed("cycle", lambda: fit_cycle(stage, first_decoder, turning, eyes=eyes))
     alone = work.timed("encode", lambda: encode_alone(stage, autoencoder))
     tally = None
     if plan.tally_minutes > 0 and find_levels(recording):
         counting = TrainOptions(minutes=plan.tally_minutes, adam_lr=1e-3, seed=options.seed)
         tally = work.timed("tally", lambda: fit_tally(stage, autoencoder, alone, counting))
     geometry = None
-    if options.geometry_minutes > 0:
-        seeing = TrainOptions(minutes=options.geometry_minutes, adam_lr=RATE, seed=options.seed)
+    if plan.geometry_minutes > 0:
+        seeing = TrainOptions(minutes=plan.geometry_minutes, adam_lr=RATE, seed=options.seed)
         geometry = work.timed("geometry", lambda: fit_geometry(stage, autoencoder, alone, seeing))
     latents = work.timed("encode", lambda: encode(stage, autoencoder))
-    minutes = work.remember("denoiser_minutes", _denoiser_minutes(options, plan, work))
+    minutes = work.remember("denoiser_minutes", _denoiser_minutes(options, plan, work, tally is not None))
     training = TrainOptions(minutes=minutes, adam_lr=5e-4, seed=options.seed)
     denoiser = work.timed("denoiser", lambda: fit_denoiser(stage, autoencoder, latents, training))
     sampler = SamplerConfig()
@@ -214,7 +224,7 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
         training, teacher = TrainOptions(plan.distill_minutes, None, *STUDENT_RATES, seed=options.seed), denoiser
         denoiser = work.timed("student", lambda: fit_student(stage, autoencoder, teacher, latents, training))
         sampler = SamplerConfig(STUDENT_STEPS)
-    if eyes is not None:
+    if eyes is not None and plan.perceptual_minutes > 0:
         training, student = TrainOptions(plan.perceptual_minutes, None, *PERCEPTUAL_RATES, seed=options.seed), denoiser
         given = stage, autoencoder, student, latents, eyes, training
         denoiser = work.timed("perceptual", lambda: fit_perceptual(*given))
@@ -248,8 +258,9 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
 def make_plan(options: CreateOptions, device: str, init: Checkpoint | None) -> Plan:
     """Split the budget of a training on ``device``, ``cpu`` or ``cuda``.
 
-    Trained weights need a smaller share for the autoencoder. And where ``init`` is of the same game and its decoder
-    sees its latents alone, as had better be where one walks, this one does too.
+    Trained weights need a smaller share for the autoencoder. Where ``init`` is of the same game and its decoder sees
+    its latents alone, as had better be where one walks, this one does too; and so it does where the last frame is
+    moved, which is what the decoder is trained for cycle consistency for.
     """
     total, recorded_per_second = 60 * options.minutes, RECORDED_PER_SECOND * options.workers
     most = min(MOST_FRAMES[device], RECORDING_SHARE * total * recorded_per_second)
@@ -258,15 +269,24 @@ def make_plan(options: CreateOptions, device: str, init: Checkpoint | None) -> P
     record = 0.0 if options.data is not None else frames / recorded_per_second
     encode = frames / ENCODED_PER_SECOND[device]
     evaluate = min(120.0, EVALUATION_SHARE * total)
-    if options.geometry_minutes > 0:
+    same = init is not None and init.config.spec == options.spec
+    moves = bool(options.geometry_minutes)
+    if options.geometry_minutes is None:
+        moves = same and init is not None and init.geometry is not None and options.perceptual_minutes is None
+    if options.cycle_minutes and not moves:
+        raise OptionError("it is for games whose last frame is moved", "--cycle-minutes", "give --geometry-minutes too")
+    if moves:
         encode *= 3  # the games are played once more, and moved frames encoded too
-    training = max(total - record - encode - evaluate - 60 * options.geometry_minutes, 0.3 * total) / 60
+    training = max(total - record - encode - evaluate - 60 * (options.geometry_minutes or 0.0), 0.3 * total) / 60
     shares = [0.2, 0.48, 0.1, 0.15, 0.03] if init is not None else [0.27, 0.41, 0.1, 0.15, 0.03]
-    alone = init is not None and init.config.spec == options.spec and init.autoencoder.compensation is None
-    if alone and options.geometry_minutes == 0:
-        shares[1], shares[3] = shares[1] + shares[3], 0.0
+    alone = same and init is not None and init.autoencoder.compensation is None
+    cycle, geometry = (CYCLE_SHARE, GEOMETRY_SHARE) if moves else (0.0, 0.0)
+    if options.geometry_minutes is not None:
+        geometry = 0.0  # it is not of the training
+    if alone or moves:
+        shares[1], shares[3] = shares[1] + shares[3] - cycle - geometry, 0.0
     perceptual = 0.0
-    if options.lpips_weights is not None:
+    if options.lpips_weights is not None and not moves:
         perceptual = options.perceptual_minutes or PERCEPTUAL_SHARE * training
         shares[1] -= PERCEPTUAL_SHARE
     return Plan(
@@ -280,8 +300,9 @@ def make_plan(options: CreateOptions, device: str, init: Checkpoint | None) -> P
         shares[4] * training,
         evaluate,
         TALLY_SHARE * training,
-        options.geometry_minutes,
+        options.geometry_minutes if options.geometry_minutes is not None else geometry * training,
         perceptual,
+        options.cycle_minutes if moves and options.cycle_minutes is not None else cycle * training,
     )
 
 
@@ -372,6 +393,7 @@ def _announce(options: CreateOptions, plan: Plan, work: Path, device: torch.devi
         f"{plan.autoencoder_minutes:.1f} min, encoding {plan.encode_seconds:.0f} s, "
         + (f"tally {plan.tally_minutes:.1f} min, " if plan.tally_minutes else "")
         + (f"geometry {plan.geometry_minutes:.1f} min, " if plan.geometry_minutes else "")
+        + (f"cycle {plan.cycle_minutes:.1f} min, " if plan.cycle_minutes else "")
         + "denoiser about "
         f"{plan.denoiser_minutes:.1f} min, distillation {plan.distill_minutes:.1f} min, "
         + (f"by what is seen {plan.perceptual_minutes:.1f} min, " if plan.perceptual_minutes else "")
@@ -409,7 +431,7 @@ def _record(options: CreateOptions, plan: Plan, work: Path) -> Recording:
     return Recording.open(folder)
 
 
-def _denoiser_minutes(options: CreateOptions, plan: Plan, work: _Work) -> float:
+def _denoiser_minutes(options: CreateOptions, plan: Plan, work: _Work, counts: bool) -> float:
     if options.denoiser_minutes is not None:
         return options.denoiser_minutes
     left = (
@@ -420,6 +442,7 @@ def _denoiser_minutes(options: CreateOptions, plan: Plan, work: _Work) -> float:
             - plan.perceptual_minutes
             - plan.decoder_minutes
             - plan.outcome_minutes
+            - (plan.tally_minutes if counts else 0.0)
         )
         - work.seconds()
         - plan.evaluate_seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,7 +40,8 @@ def choose_device(name: str = "auto") -> torch.device:
 def has_bf16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16 faster than in float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        # Older cards than those of capability 8 emulate it.
+        return bool(torch.version.hip) or torch.cuda.get_device_properties(device).major >= 8
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -50,6 +52,15 @@ def has_bf16(device: torch.device) -> bool:
 def place(model: Model, device: torch.device, dtype: torch.dtype | None = None) -> Model:
     """``model``, moved to a device, its kernels channels-last, as convolutions are quickest."""
     return model.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def round_weights(model: Model, dtype: torch.dtype, exact: Sequence[nn.Module]) -> Model:
+    """``model`` with its weights in ``dtype``, but for those of its parts that are ``exact``, and for buffers."""
+    kept = {id(parameter) for part in exact for parameter in part.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in kept:
+            parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def describe_device(device: torch.device) -> str:

@@ -136,12 +136,12 @@ class Evaluate:
         for subject in (checkpoint, other):
             if subject is not None:
                 check_fit(subject, recording)
-        metrics = evaluate_checkpoint(checkpoint, recording, self.out, options, device)
+        metrics = evaluate_checkpoint(checkpoint, recording, self.out, options, device, other)
         summary = {**summarise(metrics), "report": str(self.out / "report.md")}
         if other is None:
             return summary
         theirs = self.out / f"compared_{other.config.name}"
-        evaluate_checkpoint(other, recording, theirs, options, device)
+        evaluate_checkpoint(other, recording, theirs, options, device, checkpoint)
         add_comparison(self.out, theirs)
         return summary
 
@@ -154,7 +154,7 @@ class Evaluate:
 
         assert self.raters is not None
         check_fit(checkpoint, recording)
-        episodes = unseen_episodes(checkpoint, recording)
+        episodes = unseen_episodes(recording, checkpoint)
         pairs = prepare_pairs(Subject(checkpoint, device), episodes, self.out, self.pairs, seed=self.seed)
         summary = run_raters(pairs, self.out, self.raters)
         if (self.out / "metrics.json").is_file():

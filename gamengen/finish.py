@@ -27,7 +27,7 @@ from gamengen.train_decoder import find_footage
 from gamengen.work_folder import BEGUN, Stage
 
 SHORT, LONG = EvaluateOptions(64, 4, 64, QUICK), EvaluateOptions(256, 16, 64, QUICK)
-BEGINNINGS = ("matched", "denoiser", "perceptual", "tally")  # of these the first knows what was trained on
+BEGINNINGS = ("matched", "denoiser", "perceptual", "tally", "cycle")  # of these the first knows what was trained on
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def finish_checkpoint(
     spawns = choose_spawns(train, denoiser.config.context, bool(autoencoder.config.compensation), stage.seed)
     checkpoint = Checkpoint(config, autoencoder, denoiser, spawns, {}, outcome, geometry, tally)
     # Where the game's episodes are short, so are the free plays: it is no reason to fail at the very end.
-    longest = max(info.frames for info in unseen_episodes(checkpoint, stage.recording))
+    longest = max(info.frames for info in unseen_episodes(stage.recording, checkpoint))
     room = max(1, longest - denoiser.config.context)
     scope = replace(scope, rollout_frames=min(scope.rollout_frames, room))
     metrics = evaluate_checkpoint(checkpoint, stage.recording, stage.work / "evaluation", scope, str(stage.device))

@@ -9,6 +9,7 @@ from typing import Any
 
 from agents.errors import DataError, OptionError
 from gamengen.autoencoder import Autoencoder
+from gamengen.autoencoder_stages import first_autoencoder, fit_autoencoder, fit_cycle, fit_decoder, load_autoencoder
 from gamengen.checkpoints import Checkpoint, check_writable, load_checkpoint
 from gamengen.denoiser import Denoiser, seeing
 from gamengen.devices import choose_device, describe_device, place
@@ -25,9 +26,6 @@ from gamengen.stages import (
     count_score,
     encode,
     encode_alone,
-    first_autoencoder,
-    fit_autoencoder,
-    fit_decoder,
     fit_denoiser,
     fit_geometry,
     fit_matched,
@@ -35,7 +33,6 @@ from gamengen.stages import (
     fit_recount,
     fit_student,
     fit_tally,
-    load_autoencoder,
     load_denoiser,
     load_geometry,
     load_mover,
@@ -82,7 +79,7 @@ def train_denoiser(
     denoiser = fit_denoiser(stage, autoencoder, latents, options, faithful, player)
     tally = load_tally(stage, autoencoder)
     networks = Networks(autoencoder, denoiser, SamplerConfig(), geometry=load_geometry(stage), tally=tally)
-    return _write_stage(stage, networks, latents, out, ("autoencoder", "geometry", "tally", "denoiser"))
+    return _write_stage(stage, networks, latents, out, ("autoencoder", "cycle", "geometry", "tally", "denoiser"))
 
 
 def train_geometry(
@@ -140,7 +137,9 @@ def distill(data: Path, work: Path, out: Path, preset: str, options: TrainOption
     student = fit_student(stage, autoencoder, denoiser, latents, options)
     tally = load_tally(stage, autoencoder)
     networks = Networks(autoencoder, student, SamplerConfig(STUDENT_STEPS), geometry=load_geometry(stage), tally=tally)
-    return _write_stage(stage, networks, latents, out, ("autoencoder", "geometry", "tally", "denoiser", "student"))
+    return _write_stage(
+        stage, networks, latents, out, ("autoencoder", "cycle", "geometry", "tally", "denoiser", "student")
+    )
 
 
 def train_perceptual(
@@ -264,6 +263,29 @@ def train_decoder(
     tally = load_recount(stage, load_tally(stage, plain), played)
     networks = Networks(autoencoder, played, sampler, outcome, load_geometry(stage), tally)
     return _write_stage(stage, networks, latents, out, STAGES)
+
+
+def train_cycle(
+    data: Path, work: Path, out: Path, init: str, weights: Path | None, options: TrainOptions, device: str
+) -> dict[str, Any]:
+    """``gamengen train cycle``: trains, evaluates and writes the checkpoint."""
+    check_writable(out)
+    eyes = Lpips.load(weights) if weights is not None else None
+    stage, start = _going_on(data, work, init, options, device)
+    if not stage.moves:
+        what = "it sees no frame moved, so what it shows is never encoded again"
+        raise OptionError(what, f"--init {init}", "leave this stage out")
+    if start.autoencoder.compensation is not None:
+        what = "its decoder sees the last frame, and this is for one that sees its latent alone"
+        raise OptionError(what, f"--init {init}", "give another")
+    plain, tally = first_autoencoder(stage, start), load_tally(stage, start.autoencoder)
+    latents = encode(stage, plain)
+    denoiser = place(seeing(start.denoiser, stage.moves, tally is not None), stage.device).eval().requires_grad_(False)
+    autoencoder = fit_cycle(stage, plain, options, denoiser, latents[0], eyes)
+    note_beginning(start, stage.work / "cycle")
+    sampler = start.config.sampler
+    networks = Networks(autoencoder, denoiser, sampler, start.outcome, load_geometry(stage), tally)
+    return _write_stage(stage, networks, latents, out, ("cycle",))
 
 
 def train_outcome(data: Path, work: Path, preset: str, options: TrainOptions, device: str) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""The stages of making a game, each resumable: autoencoder, latents, geometry, tally, denoiser, student, decoder.
+"""The stages of making a game, each resumable: latents, geometry, tally, denoiser, student.
 
-All of them keep what they make in one work folder: ``autoencoder/``, ``latents/``, ``views/``, ``geometry/``,
-``moved/``, ``tally/``, ``denoiser/``, ``student/``, ``decoder/`` and ``outcome/``. Where there is a geometry, the
-denoiser, its student and the decoder see the last frame moved; where there is a tally, they are told the score.
-That of the outcome head is :mod:`gamengen.outcome_stage`.
+All of them keep what they make in one work folder: ``autoencoder/``, ``cycle/``, ``latents/``, ``views/``,
+``geometry/``, ``moved/``, ``tally/``, ``denoiser/``, ``student/``, ``decoder/`` and ``outcome/``. Where there is a
+geometry, the denoiser and its student see the last frame moved; where there is a tally, they are told the
+score. Those of the autoencoder are in :mod:`gamengen.autoencoder_stages`, that of the outcome head in
+:mod:`gamengen.outcome_stage`.
 """
 
 from __future__ import annotations
@@ -30,8 +31,6 @@ from gamengen.player import Player
 from gamengen.presets import find_preset
 from gamengen.processes import first_goes_first, is_first
 from gamengen.tally import Tally, TallyConfig
-from gamengen.train_autoencoder import POOL_FRAMES, AutoencoderTask, load_frame_pool
-from gamengen.train_decoder import CAMERA_PAIRS, DecoderTask, find_footage
 from gamengen.train_denoiser import DenoiserTask
 from gamengen.train_geometry import GeometryTask
 from gamengen.train_matching import MatchingTask
@@ -41,77 +40,6 @@ from gamengen.train_tally import TallyTask, find_levels, make_tally, with_counts
 from gamengen.training import Trainer, TrainOptions, leave_weights, load_finished
 from gamengen.work_folder import Stage, check_made_for, note_beginning, was_made_for
 from recorder.recording import Recording, write_json
-
-
-def fit_autoencoder(stage: Stage, options: TrainOptions) -> Autoencoder:
-    """Train the autoencoder, or load it where this budget is spent already."""
-    torch.manual_seed(stage.seed)
-    model = place(Autoencoder(find_preset(stage.preset).autoencoder), stage.device)
-    folder = stage.work / "autoencoder"
-    if not load_finished(model, folder, options):
-        if stage.init is not None:
-            _start_from(model, stage.init.autoencoder, stage)
-        pool = load_frame_pool(stage.recording, POOL_FRAMES)
-        Trainer(AutoencoderTask(model, pool, stage.seed, stage.batch("autoencoder")), options, folder).run()
-    return model.eval()
-
-
-def fit_decoder(
-    stage: Stage,
-    autoencoder: Autoencoder,
-    denoiser: Denoiser,
-    latents: tuple[LatentEpisodes, LatentEpisodes],
-    options: TrainOptions,
-    compensation_only: bool = False,
-) -> Autoencoder:
-    """The autoencoder with its decoder trained on, motion compensation included; or load it where that is done.
-
-    With ``compensation_only`` its layers that see no last frame stay as they are.
-    """
-    torch.manual_seed(stage.seed + 2)
-    actions = denoiser.config.context * denoiser.config.actions
-    config = replace(autoencoder.config, compensation=actions, guided=stage.moves)
-    model, mover = place(Autoencoder(config), stage.device), load_mover(stage, autoencoder)
-    folder = stage.work / "decoder"
-    check_made_for(folder, "denoiser", denoiser)
-    if not load_finished(model, folder, options):
-        if stage.init is not None and stage.init.autoencoder.compensation is not None:
-            assert model.compensation is not None
-            load_fitting(model.compensation, stage.init.autoencoder.compensation)
-        load_fitting(model, autoencoder)
-        footage = find_footage(stage.recording, latents)
-        # The camera is learned at the first step, which must not take more than a small part of a short training.
-        budget = options.minutes / 15 if options.minutes is not None else (options.steps or 0) / 1500
-        pairs = int(CAMERA_PAIRS * min(1.0, max(0.05, budget)))
-        batch = stage.batch("decoder")
-        task = DecoderTask(model, denoiser, *footage, stage.seed + 2, batch, pairs, mover, compensation_only)
-        Trainer(task, options, folder).run()
-    return model.eval()
-
-
-def load_autoencoder(stage: Stage) -> Autoencoder:
-    """The autoencoder that an earlier stage left in the work folder, or else that of the checkpoint to start from.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if stage.init is not None and not (stage.work / "autoencoder").is_dir():
-        return first_autoencoder(stage, stage.init)
-    model = place(Autoencoder(find_preset(stage.preset).autoencoder), stage.device)
-    return load_stage(model, stage, "autoencoder")
-
-
-def first_autoencoder(stage: Stage, init: Checkpoint) -> Autoencoder:
-    """That of the checkpoint to start from, without what brings in the last frame where that is of other keys or ways.
-
-    A compensation looks for the camera in the keys of one game, or is told by a geometry how it moves.
-    """
-    autoencoder, config = copy.deepcopy(init.autoencoder), init.config.autoencoder
-    seen = find_preset(stage.preset).denoiser.context * stage.recording.header.action_set.size
-    if config.compensation and (config.compensation != seen or config.guided != stage.moves):
-        autoencoder = Autoencoder(replace(config, compensation=0, guided=False))
-        load_fitting(autoencoder, init.autoencoder)
-    return place(autoencoder, stage.device).eval()
 
 
 def load_denoiser(stage: Stage, autoencoder: Autoencoder | None = None) -> Denoiser:
@@ -346,7 +274,7 @@ def fit_denoiser(
     check_made_for(folder, "encoder", autoencoder.encoder)
     if not load_finished(model, folder, options):
         if stage.init is not None:
-            _start_from(model, seeing(stage.init.denoiser, stage.moves, stage.counts), stage)
+            start_from(model, seeing(stage.init.denoiser, stage.moves, stage.counts), stage)
             if not (folder / "state.pt").is_file():  # else it goes on from what it began with
                 note_beginning(stage.init, folder)
         mover = load_mover(stage, autoencoder)
@@ -472,7 +400,12 @@ def load_stage(model: Model, stage: Stage, name: str) -> Model:
     return model.eval()
 
 
-def _start_from(model: nn.Module, source: nn.Module, stage: Stage) -> None:
+def start_from(model: nn.Module, source: nn.Module, stage: Stage) -> None:
+    """Load into ``model`` what fits of ``source``, a part of the checkpoint that the stage starts from.
+
+    Raises:
+        CheckpointError: it is of other sizes.
+    """
     assert stage.init is not None
     check_fits(model, source, stage.preset, stage.init.config)
     load_fitting(model, source)

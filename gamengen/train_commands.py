@@ -1,5 +1,5 @@
-"""The commands that train one stage: ``gamengen train autoencoder``, ``geometry``, ``denoiser``, ``distill``,
-``perceptual``, ``match``, ``decoder`` and ``outcome``."""
+"""The commands that train one stage: ``gamengen train autoencoder``, ``cycle``, ``geometry``, ``tally``,
+``denoiser``, ``distill``, ``perceptual``, ``match``, ``decoder`` and ``outcome``."""
 
 from __future__ import annotations
 
@@ -80,6 +80,38 @@ class TrainAutoencoder(_FromCheckpoint):
 
         figures = train_autoencoder(self.data, self.out, self.preset, self.init, self.options(), self.device)
         return {"folder": str(self.out / "autoencoder"), **figures}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCycle(_Budget):
+    """Train a checkpoint's decoder so that what it shows encodes to the same latents again. Run again, it goes on.
+
+    For games whose last frame is moved: there each frame is decoded, moved and encoded, and what that changes, adds up
+    from frame to frame. Encoder, denoiser and outcome head stay as they are.
+
+    Example: gamengen train cycle --init game --data data/deathmatch --work runs/steady --minutes 12 --out steady
+    """
+
+    init: str
+    """Checkpoint whose decoder is trained on."""
+    work: Path
+    """Work folder of its own: a checkpoint's encoder is stored rounded, so it is another than in the folder where it
+    was trained. Latents and training state go there."""
+    out: Path
+    """Folder of the checkpoint."""
+    lpips_weights: Path | None = None
+    """LPIPS weights of VGG, as gamengen lpips --network vgg converts them: what is shown is judged by them too, or it
+    gets softer."""
+    muon_lr: float = 0.003
+    """Learning rate of the hidden convolutions."""
+    adam_lr: float = 1.5e-4
+    """Learning rate of everything else."""
+
+    def run(self) -> dict[str, Any]:
+        """Train."""
+        from gamengen.single_stages import train_cycle
+
+        return train_cycle(self.data, self.work, self.out, self.init, self.lpips_weights, self.options(), self.device)
 
 
 @dataclass(frozen=True, kw_only=True)

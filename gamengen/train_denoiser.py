@@ -135,10 +135,10 @@ class DenoiserTask(Task):
             noise = torch.randn(context[:, 0].shape, generator=generator, device=self._device)
             given = context, actions, noise
             if self._player is None:
-                return _follow(self._denoiser, config, *given)
+                return follow(self._denoiser, config, *given)
             half = len(context) // 2
-            own = _follow(self._denoiser, config, *(part[half:] for part in given))
-            return torch.cat([_follow(self._player, SamplerConfig(1), *(part[:half] for part in given)), own])
+            own = follow(self._denoiser, config, *(part[half:] for part in given))
+            return torch.cat([follow(self._player, SamplerConfig(1), *(part[:half] for part in given)), own])
 
         self._plays.advance(sample)
 
@@ -210,7 +210,7 @@ class DenoiserTask(Task):
         return torch.cat([self._autoencoder.decode_frames(part) for part in latents.split(8)]).cpu()
 
 
-def _follow(
+def follow(
     denoiser: Denoiser, config: SamplerConfig, context: torch.Tensor, actions: torch.Tensor, noise: torch.Tensor
 ) -> torch.Tensor:
     """The next latents of plays (N, C, h, w), sampled from ``noise``."""

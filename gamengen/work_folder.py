@@ -18,6 +18,7 @@ from recorder.recording import Recording, write_json
 
 BATCH = {
     "autoencoder": 16,
+    "cycle": 12,
     "geometry": 64,
     "tally": 128,
     "denoiser": 32,
@@ -30,6 +31,7 @@ BATCH = {
 BEGUN = "begun.json"  # what a denoiser's training started from
 STAGES = (
     "autoencoder",
+    "cycle",
     "geometry",
     "tally",
     "denoiser",

@@ -16,6 +16,7 @@ plain write: the HDF5 library itself does not survive a full disk, it crashes th
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -31,10 +32,11 @@ import numpy as np
 
 from agents.agent import Agent
 from agents.environments import Environment
-from agents.errors import DataError
+from agents.errors import DataError, UnreadableError
 
 FORMAT_VERSION = 1
 CHUNK_FRAMES = 8
+UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENOLCK)  # says nothing of what is in the file
 PARTIAL_SUFFIX = ".partial"
 
 
@@ -249,6 +251,9 @@ def _open(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:
+        if _number(error) in UNREADABLE:
+            remedy = "check its permissions and the disk, then run this again"
+            raise UnreadableError(f"cannot read the episode ({_reason(error)})", path, remedy) from error
         raise DataError(f"the episode is damaged or truncated ({_reason(error)})", path, remedy) from error
 
 
@@ -282,7 +287,12 @@ def _info(path: Path, file: h5py.File) -> EpisodeInfo:
 
 
 def _reason(error: BaseException) -> str:
-    """The system's own words where it has any; h5py hides them in a message of several lines."""
-    text = str(error).strip().split("\n")[0]
-    number = getattr(error, "errno", None) or int((re.findall(r"errno = (\d+)", text) or [0])[0])
-    return os.strerror(number).lower() if number else text[:120]
+    """The system's own words where it has any."""
+    number = _number(error)
+    return os.strerror(number).lower() if number else str(error).strip().split("\n")[0][:120]
+
+
+def _number(error: BaseException) -> int:
+    """The system's number of the error, or 0; h5py hides it in a message of several lines."""
+    found = re.findall(r"errno = (\d+)", str(error).strip().split("\n")[0]) or [0]
+    return int(getattr(error, "errno", None) or found[0])

@@ -93,7 +93,7 @@ def _export_pictures(info: EpisodeInfo, header: RecordingHeader, out: Path, form
 def _lines(part: Episode, start: int) -> Iterator[list[object]]:
     for i in range(len(part.frames)):
         values = (*part.actions[i], part.rewards[i], *part.variables[i])
-        yield [start + i, *("" if np.isnan(value) else f"{value:g}" for value in values)]
+        yield [start + i, *("" if np.isnan(value) else f"{value:.9g}" for value in values)]
 
 
 def _export_npz(info: EpisodeInfo, header: RecordingHeader, path: Path) -> None:

@@ -172,7 +172,7 @@ class VideoWriter:
                 raise ValueError("it has no frames")
             self._container.mux(self._stream.encode(None))
             self._container.close()
-            with self._partial.open("rb") as file:
+            with self._partial.open("r+b") as file:  # Windows syncs only what may be written
                 os.fsync(file.fileno())
             self._partial.replace(self.path)
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from agents.agent import AgentShare, default_mix, make_agent, parse_mix
-from agents.environments import FRAME_HEIGHT, FRAME_SKIP, FRAME_WIDTH, make_environment
+from agents.environments import FRAME_HEIGHT, FRAME_SKIP, FRAME_WIDTH, LARGEST_FRAME_SKIP, make_environment
 from agents.errors import EngineError, GamengenError, OptionError
 from recorder.episodes import EpisodeWriter
 from recorder.progress import progress
@@ -60,6 +60,8 @@ class RecordOptions:
             if getattr(self, name) < 1:
                 flag = f"--{name.replace('_', '-')}"
                 raise OptionError(f"must be at least 1, got {getattr(self, name)}", flag, "give a positive number")
+        if self.frame_skip > LARGEST_FRAME_SKIP:
+            raise OptionError(f"must be at most {LARGEST_FRAME_SKIP}, got {self.frame_skip}", "--frame-skip", "use 2")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise OptionError(f"must be 0 to {LARGEST_SEED}, got {self.seed}", "--seed", "give another seed")
 
@@ -277,7 +279,7 @@ class StreamRecorder:
     Args:
         recording: where finished episodes go; it stays locked until :meth:`close`.
         environments: how many play side by side.
-        seed: stored with each episode, plus its number.
+        seed: stored with each episode, plus its number; see :meth:`begin`.
         agent_name: stored with each episode; it may be set anew as the agent learns.
 
     Raises:
@@ -292,12 +294,20 @@ class StreamRecorder:
         self._open.enter_context(recording.lock())
         self._numbers = _free_numbers({int(path.stem) for path in recording.episode_paths()})
         self._writers: list[EpisodeWriter | None] = [None] * environments
+        self._next: list[int | None] = [None] * environments  # numbers of episodes that have begun without a frame
 
     def __enter__(self) -> StreamRecorder:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def begin(self, index: int) -> int:
+        """The seed that is stored with the next episode of environment ``index``: play it with that."""
+        number = self._next[index]
+        if number is None:
+            number = self._next[index] = next(self._numbers)
+        return self._seed + number
 
     def add(
         self, index: int, frame: np.ndarray, action: np.ndarray, reward: float, variables: dict[str, float]
@@ -313,10 +323,11 @@ class StreamRecorder:
         """
         writer = self._writers[index]
         if writer is None:
-            number, header = next(self._numbers), self._recording.header
+            seed, header = self.begin(index), self._recording.header
+            number, self._next[index] = seed - self._seed, None
             writer = self._writers[index] = EpisodeWriter(
                 self._recording.episode_path(number), header.height, header.width, header.action_set.size,
-                header.variable_names, self._seed + number, self.agent_name,
+                header.variable_names, seed, self.agent_name,
             ).__enter__()  # fmt: skip
         writer.append(frame, action, reward, variables)
 

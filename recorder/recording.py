@@ -114,17 +114,20 @@ class Recording:
         """Start a recording in ``folder``, or go on with the one that is there.
 
         Raises:
-            DataError: the folder holds something else, or a recording of another game, ActionSet or size.
+            DataError: the folder holds something else, or a recording of another game, ActionSet or size; or another
+                process is recording into it.
         """
         try:
-            found = cls.open(folder) if cls.exists(folder) else None
-            if found is not None and found.episode_paths():
-                found.check_same_game(header)
-                header = replace(found.header, agents={**found.header.agents, **header.agents})
-            elif found is None and folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
+            there = cls.exists(folder)
+            if not there and folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
                 raise DataError("the folder exists and is not a recording", folder, "choose another --out")
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "recording.json", header.to_json())
+            with cls(folder, header).lock():  # what another process has begun to record into stays as it is
+                found = cls.open(folder) if there else None
+                if found is not None and found.episode_paths():
+                    found.check_same_game(header)
+                    header = replace(found.header, agents={**found.header.agents, **header.agents})
+                write_json(folder / "recording.json", header.to_json())
         except OSError as error:
             what = f"cannot write the recording ({(error.strerror or str(error)).lower()})"
             raise DataError(what, folder, "choose a folder you can write to, with space") from error

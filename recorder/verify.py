@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.errors import DataError
-from recorder.episodes import PARTIAL_SUFFIX, Episode, read_episode, read_info
+from agents.errors import DataError, UnreadableError
+from recorder.episodes import PARTIAL_SUFFIX, Episode, read_episode, read_info, read_results
 from recorder.progress import progress
 from recorder.recording import Recording
 
@@ -68,6 +68,8 @@ def verify_recording(folder: Path, repair: bool = False) -> VerifySummary:
             try:
                 frames += _check_episode(recording, path)
                 episodes, size = episodes + 1, size + path.stat().st_size
+            except UnreadableError:  # which says nothing of the episode
+                raise
             except DataError as error:
                 bad.append(BadEpisode(str(path), error.what))
             show(done + 1, f"{len(bad)} bad" if bad else "")
@@ -87,14 +89,15 @@ def _check_episode(recording: Recording, path: Path) -> int:
         raise DataError("the episode lies in the wrong folder, or has the wrong name", path, "move it")
     info = read_info(path)
     recording.check(info)
+    untold = np.isnan(read_results(path)[1]).all(0)  # a variable that a game does not tell is NaN throughout
     for start in range(0, info.frames, FRAMES_AT_ONCE):
-        reason = _fault(recording, read_episode(path, start, start + FRAMES_AT_ONCE), start)
+        reason = _fault(recording, read_episode(path, start, start + FRAMES_AT_ONCE), start, untold)
         if reason:
             raise DataError(reason, path, "gamengen data verify --repair moves it away")
     return info.frames
 
 
-def _fault(recording: Recording, episode: Episode, start: int) -> str:
+def _fault(recording: Recording, episode: Episode, start: int, untold: np.ndarray) -> str:
     action_set = recording.header.action_set
     buttons = episode.actions[:, : len(action_set.buttons)]
     wrong = ~np.isfinite(episode.actions).all(1) | (np.abs(episode.actions) > 1).any(1)
@@ -106,8 +109,7 @@ def _fault(recording: Recording, episode: Episode, start: int) -> str:
         return f"the action at frame {start + first} is none of its ActionSet: {episode.actions[first].tolist()}"
     if not np.isfinite(episode.rewards).all():
         return f"the reward at frame {start + int((~np.isfinite(episode.rewards)).argmax())} is not finite"
-    # A variable that a game does not tell is NaN throughout.
-    not_finite = ~np.isfinite(episode.variables) & ~np.isnan(episode.variables).all(0)
+    not_finite = ~np.isfinite(episode.variables) & ~untold
     if not_finite.any():
         return f"a variable at frame {start + int(not_finite.any(1).argmax())} is not finite"
     black = episode.frames.max(axis=(1, 2, 3)) == 0

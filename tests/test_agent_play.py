@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from agents.actions import ActionSet
-from agents.errors import OptionError
+from agents.errors import DataError, OptionError
 from gamengen.checkpoints import load_checkpoint
 from gamengen.evaluation import agent_play
 from gamengen.evaluation.agent_play import (
@@ -214,7 +214,7 @@ def test_one_game_has_no_interval(arena_judge: Judge, arena: None) -> None:
 def test_games_that_end_at_once(arena_judge: Judge, arena: None, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Arena.step
     monkeypatch.setattr(Arena, "step", lambda self, action: (*step(self, action)[:2], True, False, {"variables": {}}))
-    with pytest.raises(OptionError, match="most games end within 4 frames"):
+    with pytest.raises(DataError, match="most games end within 4 frames"):
         compare(arena_judge, Mirror())
 
 
@@ -245,7 +245,7 @@ def test_a_clone_of_exclusive_buttons(arena_judge: Judge) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("nobody", "unknown agent"), ("scripted", "also needs depth and labels"), ("file", "also needs automap")],
+    [("nobody", "unknown agent"), ("scripted", "also needs depth and labels"), ("file", "also needs the map")],
 )
 def test_an_agent_that_cannot_play_both(
     name: str, message: str, arena_judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -258,6 +258,7 @@ def test_an_agent_that_cannot_play_both(
         (tmp_path / "agent.safetensors").touch()
         name = str(tmp_path / "agent.safetensors")
         monkeypatch.setattr(agent_play, "make_agent", lambda *_: Trained())
+        monkeypatch.setattr(agent_play, "read_agent", lambda path: ({"options": {"inside": None}}, {}))
     with pytest.raises(OptionError, match=message) as caught:
         make_player(name, arena_judge, doom)
     assert "cloned" in str(caught.value)

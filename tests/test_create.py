@@ -21,6 +21,7 @@ import gamengen.checkpoints
 from agents.errors import CheckpointError, DataError, GamengenError, OptionError, SpecError
 from engine.game import NeuralGame
 from gamengen.autoencoder import Autoencoder
+from gamengen.autoencoder_stages import load_autoencoder
 from gamengen.checkpoints import DEFAULT_CHECKPOINT, Checkpoint, load_checkpoint
 from gamengen.cli import main
 from gamengen.create import CreateOptions, Plan, create_game, make_plan
@@ -28,7 +29,7 @@ from gamengen.evaluation.results import summarise
 from gamengen.latents import weights_hash
 from gamengen.presets import find_preset
 from gamengen.single_stages import distill, train_autoencoder, train_decoder, train_denoiser, train_outcome
-from gamengen.stages import load_autoencoder, load_denoiser, load_student
+from gamengen.stages import load_denoiser, load_student
 from gamengen.training import TrainOptions
 from gamengen.work_folder import Stage
 from recorder.recording import Recording
@@ -383,7 +384,7 @@ def test_one_episode_is_too_few(make_recording: Make, tmp_path: Path) -> None:
         ({"init": "x"}, "--init, --from-scratch"),
         ({"perceptual_minutes": 3.0}, "--perceptual-minutes"),
         ({"lpips_weights": Path("vgg.safetensors"), "distill_minutes": 0.0}, "--lpips-weights"),
-        ({"lpips_weights": Path("vgg.safetensors"), "geometry_minutes": 2.0}, "--lpips-weights"),
+        ({"lpips_weights": Path("v"), "perceptual_minutes": 1.0, "geometry_minutes": 2.0}, "--perceptual-minutes"),
     ],
 )
 def test_options_out_of_range(changes: dict[str, Any], flag: str) -> None:
@@ -405,18 +406,45 @@ def test_a_decoder_stays_alone_where_that_of_the_same_game_is(made_up: Callable[
     assert usual.decoder_minutes > 0 == same.decoder_minutes
     assert same.denoiser_minutes == pytest.approx(usual.denoiser_minutes + usual.decoder_minutes)
     assert plan(alone_too, decoder_minutes=3.0).decoder_minutes == 3
-    assert plan(alone_too, geometry_minutes=5.0).decoder_minutes > 0
+    moved = plan(game, geometry_minutes=5.0)
+    assert moved.decoder_minutes == 0 < moved.cycle_minutes
+    assert plan(game, geometry_minutes=5.0, decoder_minutes=3.0).decoder_minutes == 3
+    assert usual.cycle_minutes == usual.geometry_minutes == 0
+    assert plan(game, geometry_minutes=5.0, cycle_minutes=1.0).cycle_minutes == 1
     other = replace(alone_too, config=replace(alone_too.config, spec="doom/basic"))
     assert make_plan(options(Path("out"), minutes=60.0, spec=game.config.spec), "cpu", other) == usual
 
 
+def test_a_game_that_was_moved_is_moved_again(made_up: Callable[..., Checkpoint]) -> None:
+    """Its denoiser leans on that; unless the user wants it otherwise, or what excludes it."""
+    game = made_up(spec="doom/deathmatch", geometry=True)
+
+    def plan(**changes: Any) -> Plan:
+        return make_plan(options(Path("out"), minutes=60.0, **changes), "cpu", game)
+
+    moved, still = plan(spec="doom/deathmatch"), plan(spec="doom/deathmatch", geometry_minutes=0.0)
+    assert moved.geometry_minutes > 1
+    assert moved.cycle_minutes > 1
+    assert still.geometry_minutes == still.cycle_minutes == 0
+    assert moved.decoder_minutes == 0 < still.decoder_minutes
+    assert plan(spec="doom/basic").geometry_minutes == 0
+    seen = {"spec": "doom/deathmatch", "lpips_weights": Path("vgg.safetensors")}
+    assert plan(**seen).geometry_minutes > 0 == plan(**seen).perceptual_minutes
+    assert plan(**seen, perceptual_minutes=2.0).geometry_minutes == 0
+    with pytest.raises(OptionError, match="it is for games whose last frame is moved"):
+        plan(spec="doom/basic", cycle_minutes=1.0)
+
+
 @pytest.mark.parametrize("minutes", [1.0, 6.0, 60.0, 600.0])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("warm", [True, False])
-def test_a_plan_spends_the_budget(minutes: float, device: str, warm: bool, made_up: Callable[..., Checkpoint]) -> None:
-    plan = make_plan(options(Path("out"), data=None, minutes=minutes), device, made_up() if warm else None)
+@pytest.mark.parametrize(("warm", "moved"), [(True, False), (True, True), (False, False)])
+def test_a_plan_spends_the_budget(
+    minutes: float, device: str, warm: bool, moved: bool, made_up: Callable[..., Checkpoint]
+) -> None:
+    game = made_up(geometry=moved) if warm else None
+    plan = make_plan(options(Path("out"), data=None, minutes=minutes), device, game)
     training = plan.autoencoder_minutes + plan.denoiser_minutes + plan.distill_minutes + plan.decoder_minutes
-    training += plan.outcome_minutes + 2 * plan.tally_minutes
+    training += plan.outcome_minutes + 2 * plan.tally_minutes + plan.cycle_minutes + plan.geometry_minutes
     total = training + (plan.record_seconds + plan.encode_seconds + plan.evaluate_seconds) / 60
     assert training >= 0.3 * minutes - 1e-9
     if minutes > 1:

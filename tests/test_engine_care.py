@@ -136,13 +136,23 @@ def test_shared_memory_of_a_killed_pair_is_removed(start: Callable[..., Player])
     _wait(lambda: player.left() == [])
 
 
+def test_a_forked_child_leaves_the_engine_alone(environment: DoomEnvironment) -> None:
+    environment.reset(seed=5)
+    child = os.fork()
+    if child == 0:
+        environment.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert environment.step(environment.action_set.rest)[0].any()
+
+
 def test_engine_that_dies_is_an_error_and_starts_anew(environment: DoomEnvironment) -> None:
     first, _ = environment.reset(seed=5)
     assert environment._engine is not None
     folder, pid = environment._engine.folder, environment._engine.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(EngineError, match=r"engine stopped .*; doom/basic ; reset"):
+    with pytest.raises(EngineError, match=r"engine stopped .*; doom/basic ; run it again"):
         _play(environment)
     assert not folder.exists()
     with pytest.raises(EngineError, match="call reset"):

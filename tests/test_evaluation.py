@@ -22,7 +22,7 @@ from gamengen.evaluation.evaluate import evaluate_checkpoint
 from gamengen.evaluation.options import MEASURES, ON_DEMAND, QUICK, EvaluateOptions
 from gamengen.evaluation.results import add_comparison, write_report_again
 from gamengen.evaluation.subject import short_hash
-from gamengen.evaluation.windows import unseen_episodes
+from gamengen.evaluation.windows import seen_episodes, unseen_episodes
 from gamengen.model_card import write_card
 from recorder.recording import Recording
 
@@ -193,20 +193,31 @@ def test_unseen_episodes(
     seed: int, episodes: int, expected: list[int], checkpoint: Checkpoint, make_recording: Make, tmp_path: Path
 ) -> None:
     recording = make_recording(tmp_path / "data", [1] * episodes, seed=seed)
-    assert [info.seed for info in unseen_episodes(checkpoint, recording)] == expected
+    assert [info.seed for info in unseen_episodes(recording, checkpoint)] == expected
+
+
+def test_of_two_checkpoints_what_neither_has_seen(
+    checkpoint: Checkpoint, made_up: Callable[..., Checkpoint], make_recording: Make, tmp_path: Path
+) -> None:
+    recording = make_recording(tmp_path / "data", [1] * 12, seed=95)
+    other = made_up(data={"seeds": [101, 104], "seed": 91})
+    assert [info.seed for info in unseen_episodes(recording, checkpoint, other)] == [100, 101, 105, 106]
+    assert [info.seed for info in seen_episodes(recording, checkpoint, other)] == [95, 96, 97, 98, 99, 102, 103, 104]
+    with pytest.raises(DataError, match="one or the other checkpoint was trained on all"):
+        unseen_episodes(make_recording(tmp_path / "more", [1, 1], seed=51), checkpoint, other)
 
 
 def test_nothing_unseen(checkpoint: Checkpoint, make_recording: Make, tmp_path: Path) -> None:
     recording = make_recording(tmp_path / "data", [1, 1, 1], seed=51)
     with pytest.raises(DataError, match="trained on all of these episodes"):
-        unseen_episodes(checkpoint, recording)
+        unseen_episodes(recording, checkpoint)
 
 
 def test_a_checkpoint_that_does_not_tell_its_seeds(
     made_up: Callable[..., Checkpoint], make_recording: Make, tmp_path: Path
 ) -> None:
     recording = make_recording(tmp_path / "data", [1, 1, 1])
-    assert len(unseen_episodes(made_up(data={}), recording)) == 3
+    assert len(unseen_episodes(recording, made_up(data={}))) == 3
 
 
 # --- what cannot be evaluated ---

@@ -333,6 +333,11 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
 
 
 def test_parts_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "mine.npz").touch()
+    with pytest.raises(DataError, match="holds other files"):
+        Parts(tmp_path / "parts", {})
+    assert (tmp_path / "parts" / "mine.npz").is_file()
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot write the report"):
         Parts(tmp_path / "file" / "parts", {})

@@ -16,6 +16,7 @@ from agents.errors import ActionError, CheckpointError, DeviceError, OptionError
 from engine.game import NeuralGame
 from gamengen.autoencoder import Autoencoder
 from gamengen.checkpoints import Checkpoint, shipped_checkpoints
+from gamengen.latents import weights_hash
 
 KEYS = np.random.default_rng(0).integers(0, 2, (12, 2)).astype(np.float32)
 
@@ -107,6 +108,31 @@ def test_save_and_load(make: Callable[..., NeuralGame]) -> None:
     np.testing.assert_array_equal(play(game), first)
     np.testing.assert_array_equal(make().load(state), shown)  # in another game of the same seed as well
     assert sum(part.nbytes for part in (state.latents, state.actions, state.frame)) < 500_000
+
+
+def test_a_loaded_state_goes_on_with_its_own_seed(make: Callable[..., NeuralGame]) -> None:
+    game = make()
+    state = game.save()
+    first = play(game)
+    game.reseed(9)
+    game.load(state)
+    np.testing.assert_array_equal(play(game), first)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_must_be_exact_is_not_rounded(make: Callable[..., NeuralGame], checkpoint: Checkpoint, dtype: str) -> None:
+    game = make(dtype=dtype)
+    if checkpoint.geometry is not None:
+        assert game._geometry is not None
+        assert weights_hash(game._geometry.camera) == weights_hash(checkpoint.geometry.camera)
+    else:
+        assert game._autoencoder.compensation is not None and checkpoint.autoencoder.compensation is not None
+        camera = checkpoint.autoencoder.compensation.camera
+        assert weights_hash(game._autoencoder.compensation.camera) == weights_hash(camera)
+    if checkpoint.tally is not None:
+        assert game._teller is not None
+        assert torch.equal(game._teller.pictures, checkpoint.tally.pictures)
+    assert game._denoiser.last.weight.dtype == getattr(torch, dtype)
 
 
 def test_a_state_is_not_changed_by_play(make: Callable[..., NeuralGame]) -> None:

@@ -291,7 +291,7 @@ def test_create_with_geometry(basic_recording: Path, tmp_path: Path) -> None:
         distill_minutes=0.01, decoder_minutes=0.02, device="cpu",
     )  # fmt: skip
     summary = create_game(options)
-    assert "geometry" in summary["stages_seconds"]
+    assert {"geometry", "cycle"} <= set(summary["stages_seconds"])
     checkpoint = load_checkpoint(tmp_path / "basic")
     assert checkpoint.geometry is not None
     assert checkpoint.spawns.motions is not None

@@ -30,6 +30,24 @@ def test_random_play_repeats_with_its_seed():
     assert first.any(axis=0).all(), "all keys are pressed now and then"
 
 
+def test_a_game_that_ends_gives_way_to_the_next(tmp_path):
+    path = tmp_path / "keys.json"
+    path.write_text(json.dumps([[]] * 9))
+    for actions, longest in (("none", 3), (str(path), 9)):
+        game, numbers = FakeGame(), []
+        step = game.step
+
+        def ending(action, game=game, step=step, numbers=numbers):
+            step(action)
+            numbers.append(game.number)
+            game.ended = np.array([game.number == 3])
+            return game.frame
+
+        game.step = ending
+        assert play_headless(game, HeadlessOptions(9, actions=actions)).frames == 9
+        assert max(numbers) == longest, "a list of keys goes on with the game that it is of"
+
+
 def test_no_keys():
     game = FakeGame()
     play_headless(game, HeadlessOptions(5, actions="none"))

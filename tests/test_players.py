@@ -107,6 +107,21 @@ def test_a_game_that_ends_starts_anew(made_up: MakeUp) -> None:
     assert table.step()[seat].number == 2
 
 
+def test_the_next_game_depends_on_nobody_else(made_up: MakeUp) -> None:
+    """Who ends when beside one does not say where one starts anew."""
+
+    def start_after(*others: int) -> np.ndarray:
+        game = NeuralGame(made_up(), "cpu", 1, batch=3, dtype="float32")
+        game.seat(0, 7)
+        for other in others:
+            game.respawn([other])
+        return game.respawn([0])[0].copy()
+
+    assert (start_after() == start_after(1, 2, 1)).all()
+    game = NeuralGame(made_up(), "cpu", 1, dtype="float32")
+    assert {game._spawn_of(7, frames) for frames in range(30)} == set(range(game.spawn_count))
+
+
 def test_one_seat(made_up: MakeUp) -> None:
     table = players(made_up, 1)
     seat, first = table.join(0)

@@ -19,6 +19,7 @@ from agents.policy import combinations
 from agents.ppo import DecisionEnvironment, PPOOptions, train_ppo
 from recorder.record import StreamRecorder
 from recorder.recording import Recording, RecordingHeader
+from recorder.replay import Replay
 
 DOOM = ActionSet(("MOVE_FORWARD", "MOVE_BACKWARD", "TURN_LEFT", "TURN_RIGHT", "ATTACK", "USE", "SPEED"))
 
@@ -58,6 +59,14 @@ def test_training_is_recorded_frame_by_frame(trained: tuple[Path, Recording]) ->
     episodes = trained[1].episodes()
     assert episodes and all(info.truncated or info.terminated for info in episodes)
     assert all(info.agent == "ppo" and info.frames <= 40 for info in episodes)
+    with Replay(trained[1].header) as replay:  # each with the seed that is stored, or the game would go another way
+        assert all(len(replay(info.path).cameras) == info.frames for info in episodes)
+
+
+def test_a_finished_agent_stays_as_it_was_trained(trained: tuple[Path, Recording]) -> None:
+    before = trained[0].read_bytes()
+    assert train_ppo(options(trained[0], hold=4)).steps == 64
+    assert trained[0].read_bytes() == before
 
 
 def test_a_loaded_agent_plays_the_same(trained: tuple[Path, Recording]) -> None:
@@ -94,6 +103,9 @@ class Witness:
         self.frames: list[tuple[np.ndarray, np.ndarray, float, dict[str, float]]] = []
         self.ends: list[tuple[bool, bool]] = []
 
+    def begin(self, index: int) -> int:
+        return 7
+
     def add(
         self, index: int, frame: np.ndarray, action: np.ndarray, reward: float, variables: dict[str, float]
     ) -> None:
@@ -110,6 +122,8 @@ def test_every_frame_of_a_decision_is_told_with_the_games_own_reward(tmp_path: P
     first = game._frame
     game.step(5)
     assert len(witness.frames) == 3 and witness.ends == []
+    game._env.reset(seed=7)
+    assert (game._env.reset(seed=7)[0] == first).all(), "what the listener says is what it is played with"
     assert (witness.frames[0][0] == first).all()  # the action is told with the frame it is held on
     assert all((action == game.table[5]).all() for _, action, _, _ in witness.frames)
     assert witness.frames[0][2] <= -2  # doom/basic: -1 a tic

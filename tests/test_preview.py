@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from agents.actions import ActionSet
-from agents.errors import DataError, OptionError
+from agents.errors import DataError, OptionError, UnreadableError
 from recorder.coverage import measure_coverage
 from recorder.episodes import EpisodeWriter, read_episode
 from recorder.export import export_recording
@@ -319,6 +320,24 @@ def test_verify_finds_bad_values(
     found = verify_recording(recording.folder)
     assert (found.episodes, found.ok) == (2, False)
     assert [(Path(bad.path).name, reason in bad.reason) for bad in found.bad] == [("000001.h5", True)]
+
+
+def test_verify_of_a_variable_lost_at_the_very_end(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Episodes are read in parts, and the last may be of one frame."""
+    monkeypatch.setattr("recorder.verify.FRAMES_AT_ONCE", 4)
+    assert verify_recording(recording.folder).ok
+    rewrite(recording.episode_path(1), "variables", (8, 0), np.nan)
+    assert "variable at frame 8" in verify_recording(recording.folder).bad[0].reason
+
+
+def test_what_cannot_be_read_is_not_called_damaged(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "permission denied")
+
+    monkeypatch.setattr(h5py, "File", refuse)
+    with pytest.raises(UnreadableError, match=r"cannot read the episode \(permission denied\)"):
+        verify_recording(recording.folder, repair=True)
+    assert len(recording.episode_paths()) == 3
 
 
 def test_verify_finds_one_button_too_many(tmp_path: Path, recording: Recording) -> None:

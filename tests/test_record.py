@@ -265,6 +265,15 @@ def test_two_recorders_in_one_folder(tmp_path: Path) -> None:
         record_episodes(options(tmp_path / "a", 1000))
 
 
+def test_a_recording_that_has_just_begun_stays_as_it_is(tmp_path: Path) -> None:
+    """It has no episode yet, and its recorder goes by the header that it wrote."""
+    begun = make_recording(tmp_path / "a")
+    header = (tmp_path / "a" / "recording.json").read_bytes()
+    with begun.lock(), pytest.raises(DataError, match="another process"):
+        record_episodes(options(tmp_path / "a", 10, seed=9))
+    assert (tmp_path / "a" / "recording.json").read_bytes() == header
+
+
 def test_sigkill_of_the_recorder(tmp_path: Path) -> None:
     out = tmp_path / "a"
     with recorder_process(out) as process:
@@ -361,14 +370,24 @@ def test_engine_that_cannot_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_hanging_worker_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Process:
-        def kill(self) -> None:
-            raise AssertionError
-
-    worker = recorder.record._Worker(Process(), None, type("Ticks", (), {"value": 5})(), 0)  # type: ignore[arg-type]
+    worker = recorder.record._Worker(None, None, type("Ticks", (), {"value": 5})(), 0)  # type: ignore[arg-type]
     assert not worker.stalls()
     monkeypatch.setattr(recorder.record, "STALL_SECONDS", -1.0)
     assert worker.stalls()
+
+    stalled: list[Any] = []
+
+    def stalls(self: Any) -> bool:
+        """The first worker that is asked, once."""
+        stalled.append(self.process)
+        return len(stalled) == 1
+
+    monkeypatch.setattr(recorder.record._Worker, "stalls", stalls)
+    summary = record_episodes(options(tmp_path / "a", 40))
+    assert not stalled[0].is_alive()
+    assert summary.engine_restarts >= 1
+    assert summary.total_frames >= 40
+    check_whole(tmp_path / "a")
 
 
 def open_full(self: Path, mode: str = "r", *arguments: Any, **keywords: Any) -> Any:
@@ -448,11 +467,13 @@ def test_stream_recorder(tmp_path: Path) -> None:
     np.testing.assert_array_equal(episode.frames[:, 0, 0, 0], 51 + np.arange(9))
     np.testing.assert_array_equal(episode.actions[:, 2], np.arange(9) % 2)
     np.testing.assert_array_equal(episode.variables[:, 0], 100 - np.arange(9))
-    # Another run takes numbers that are free, and never one that is taken.
+    # Another run takes numbers that are free, and never one that is taken; the seed is told before.
     with StreamRecorder(recording, 1, 100, "ppo") as stream:
-        for _ in range(3):
+        for seed in (100, 103, 104):
+            assert stream.begin(0) == stream.begin(0) == seed
             push(stream, 0, 1)
             stream.end(0, terminated=True, truncated=False)
+    assert recording.episodes()[-1].seed == 104
     assert [(info.path.stem, info.frames) for info in recording.episodes()] == [
         ("000000", 1), ("000001", 9), ("000002", 2), ("000003", 1), ("000004", 1),
     ]  # fmt: skip

@@ -23,13 +23,14 @@ from torch import nn
 import gamengen.training
 from agents.errors import CheckpointError, DataError, OptionError
 from gamengen.autoencoder import Autoencoder, normalise
+from gamengen.autoencoder_stages import fit_autoencoder
 from gamengen.checkpoints import Checkpoint, load_fitting
 from gamengen.denoiser import Denoiser
 from gamengen.diffusion import SamplerConfig
 from gamengen.latents import LatentEpisodes
 from gamengen.muon import MuonAdamW, orthogonalise
 from gamengen.presets import PRESETS, Preset
-from gamengen.stages import fit_autoencoder, fit_denoiser
+from gamengen.stages import fit_denoiser
 from gamengen.train_autoencoder import AutoencoderTask, FramePool
 from gamengen.train_denoiser import DenoiserTask
 from gamengen.train_student import StudentTask

@@ -16,8 +16,9 @@ import numpy as np
 
 from agents.agent import Agent, make_agent
 from agents.environments import make_environment
-from agents.errors import OptionError
+from agents.errors import DataError, OptionError
 from agents.evaluate import estimate
+from agents.policy import read_agent
 from agents.rewards import AMMO_NAMES
 from gamengen.evaluation.judge import HEALTH, JUDGE_FRAMES, KILLS, Judge
 from gamengen.evaluation.options import EvaluateOptions
@@ -90,6 +91,12 @@ def check_player(agent: str, spec: str) -> None:
         raise OptionError(what, agent, f"use {CLONED}, which sees frames alone")
     if agent not in (CLONED, "random", "scripted") and not Path(agent).is_file():
         raise OptionError("unknown agent", agent, f"use {CLONED}, random, or the file of a trained agent")
+    if agent in (CLONED, "random", "scripted"):
+        return
+    header, _ = read_agent(Path(agent))
+    if spec.startswith("doom/") and header["options"].get("inside") is None:
+        what = "this agent also needs the map, which the neural game does not give"
+        raise OptionError(what, agent, f"use {CLONED}, or one that gamengen agent train --inside made")
 
 
 def make_player(agent: str, judge: Judge, header: RecordingHeader) -> Agent:
@@ -179,7 +186,7 @@ def play_real(
         show: called with the number of games played.
 
     Raises:
-        OptionError: the games end too soon.
+        DataError: the games end too soon.
     """
     games: list[RealGame] = []
     environment = make_environment(header.spec, frame_skip=header.frame_skip, height=header.height, width=header.width)
@@ -192,7 +199,7 @@ def play_real(
                 return games
     finally:
         environment.close()
-    raise OptionError(f"most games end within {start} frames", header.spec, "leave out the measure agent")
+    raise DataError(f"most games end within {start} frames", header.spec, "leave out the measure agent")
 
 
 def _play_one(environment: Any, player: Agent, judge: Judge, seed: int, start: int, frames: int) -> RealGame:

@@ -25,6 +25,7 @@ STATISTICS = (
 )  # fmt: skip
 SMALLEST_FRAME = 16  # pixels
 CHUNK = 16  # frames
+WINDOW = 16  # frames
 PERSIST = 2  # lengths of a window
 FEWEST_SEQUENCES = 3
 SHARPNESS = 2 * BANDS  # the first so many statistics
@@ -122,7 +123,7 @@ class CollapseDetector:
         cls,
         sequences: Sequence[np.ndarray],
         moving: Sequence[np.ndarray] | None = None,
-        window: int = 16,
+        window: int = WINDOW,
         false_alarm: float = 0.01,
     ) -> CollapseDetector:
         """Learn what real play looks like.
@@ -151,7 +152,7 @@ class CollapseDetector:
         if not 0 < false_alarm < 1:
             raise OptionError(f"must be between 0 and 1, got {false_alarm}", "false_alarm", "give a share such as 0.01")
         assert moving is None or len(moving) == len(sequences), (len(sequences), len(moving))
-        shortest = _shortest(window)
+        shortest = shortest_judged(window)
         chosen = [index for index, part in enumerate(sequences) if len(part) >= shortest]
         if len(chosen) < FEWEST_SEQUENCES:
             what = f"{len(chosen)} real episodes have {shortest} frames; it takes {FEWEST_SEQUENCES}"
@@ -191,7 +192,7 @@ class CollapseDetector:
 
     def alarms(self, statistics: np.ndarray, moving: np.ndarray | None = None) -> dict[str, int]:
         """The frame in which each score that raises an alarm first does, by name; see :meth:`first_collapse`."""
-        if len(statistics) < _shortest(self.window):
+        if len(statistics) < shortest_judged(self.window):
             return {}
         found = {}
         for name, score in self.scores(statistics, moving).items():
@@ -231,10 +232,10 @@ class CollapseDetector:
         raised = [
             self.first_collapse(statistics, one) is not None
             for statistics, one in zip(sequences, held, strict=True)
-            if len(statistics) >= _shortest(self.window)
+            if len(statistics) >= shortest_judged(self.window)
         ]
         if not raised:
-            what = f"no real episode has {_shortest(self.window)} frames"
+            what = f"no real episode has {shortest_judged(self.window)} frames"
             raise DataError(what, "the collapse detector's false-alarm rate", "record longer episodes")
         return sum(raised) / len(raised)
 
@@ -298,7 +299,7 @@ def _lasting(score: np.ndarray, window: int) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(score, PERSIST * window).min(axis=-1)
 
 
-def _shortest(window: int) -> int:
+def shortest_judged(window: int = WINDOW) -> int:
     """Frames in which an alarm can be raised."""
     return (PERSIST + 1) * window - 1
 

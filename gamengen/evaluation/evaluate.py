@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agents.errors import DataError
+from agents.errors import DataError, EngineError
 from gamengen.checkpoints import Checkpoint
 from gamengen.devices import choose_device
-from gamengen.evaluation.collapse import frame_statistics
+from gamengen.evaluation.collapse import frame_statistics, shortest_judged
 from gamengen.evaluation.drift import (
     CLIP_FRAMES,
+    SETTLE_FRAMES,
+    after_the_start,
     measure_rollouts,
     save_side_by_side,
     summarise_collapse,
@@ -24,7 +26,7 @@ from gamengen.evaluation.drift import (
 from gamengen.evaluation.options import EvaluateOptions
 from gamengen.evaluation.parts import Parts, Values
 from gamengen.evaluation.rare_parts import RareBlocks, RareSights
-from gamengen.evaluation.results import VIDEOS, command_line, write_results
+from gamengen.evaluation.results import PICTURES, VIDEOS, command_line, write_results
 from gamengen.evaluation.subject import Subject
 from gamengen.evaluation.teacher_forced import STEPS, measure_windows, summarise_windows
 from gamengen.evaluation.turning import moves_view, summarise_turns
@@ -58,6 +60,7 @@ def evaluate_checkpoint(
     out: Path | None = None,
     options: EvaluateOptions | None = None,
     device: str = "auto",
+    beside: Checkpoint | None = None,
 ) -> dict[str, Any]:
     """Measure a checkpoint on a recording's held-out episodes.
 
@@ -71,6 +74,7 @@ def evaluate_checkpoint(
         out: a folder for ``metrics.json``, pictures, videos and the parts that an interrupted run goes on from.
         options: what to evaluate.
         device: ``auto``, ``cpu`` or ``cuda``.
+        beside: another that this one is compared with: only episodes that neither was trained on are used.
 
     Returns:
         The figures, by the schema of ``metrics.json``; null is what was not measured, and ``not_measured`` says why.
@@ -78,24 +82,33 @@ def evaluate_checkpoint(
     Raises:
         DataError: the recording is of another game, size or ActionSet, or too short.
     """
-    return _Evaluation(checkpoint, recording, out, options or EvaluateOptions(), device).run()
+    return _Evaluation(checkpoint, recording, out, options or EvaluateOptions(), device, beside).run()
 
 
 class _Evaluation:
     """One evaluation: what it needs, and its measures in their order."""
 
     def __init__(
-        self, checkpoint: Checkpoint, recording: Recording, out: Path | None, options: EvaluateOptions, device: str
+        self,
+        checkpoint: Checkpoint,
+        recording: Recording,
+        out: Path | None,
+        options: EvaluateOptions,
+        device: str,
+        beside: Checkpoint | None = None,
     ) -> None:
         check_fit(checkpoint, recording)
         self._checkpoint, self._recording, self._out, self._options = checkpoint, recording, out, options
-        self._episodes = unseen_episodes(checkpoint, recording)
-        self._lessons = seen_episodes(checkpoint, recording)
+        subjects = (checkpoint,) if beside is None else (checkpoint, beside)
+        self._episodes, self._lessons = unseen_episodes(recording, *subjects), seen_episodes(recording, *subjects)
         if not self._lessons and NEED_LESSONS & set(self._options.measures) and len(self._episodes) > 1:
             # What the judge learns from is not judged.
             self._lessons, self._episodes = self._episodes[1::2], self._episodes[::2]
         self._subject = Subject(checkpoint, choose_device(device))
         self._parts = Parts(None if out is None else out / "parts", self._key())
+        if out is not None and self._parts.begun_anew:
+            for _, name in PICTURES:  # of what was measured before
+                (out / name).unlink(missing_ok=True)
         self._not_measured: dict[str, str] = {}
         self._lpips = self._load_lpips()
         self._rare = RareBlocks.learn(self._episodes)
@@ -203,7 +216,9 @@ class _Evaluation:
         found["drift"] = summarise_rollouts(self._plays, self._checkpoint.config.sampler.steps)
         found["turns"] = self._turns()
         if "collapse" in options.measures:
-            found["collapse"] = self._guarded("collapse", self._collapse)
+            found["collapse"] = self._guarded(
+                "collapse", lambda: self._judge_collapse(self._plays, options.rollout_frames)
+            )
         if self._judge is not None and "actions" in options.measures:
             found |= self._actions()
         if features is not None:
@@ -237,25 +252,32 @@ class _Evaluation:
             path = self._out / f"rollout_{number}.mp4"
             save_side_by_side(path, real, neural, actions, config.action_set, config.fps)
 
-    def _collapse(self) -> dict[str, Any]:
-        lessons, checks = (self._real_play(infos, label) for infos, label in (
-            (self._lessons, "lessons"), (self._episodes, "episodes")
-        ))  # fmt: skip
-        return summarise_collapse(self._plays, lessons, checks)
+    def _judge_collapse(self, plays: Values, frames: int) -> dict[str, Any]:
+        """Of plays of ``frames``, beside the lessons and the judged episodes of as many."""
+        if len(after_the_start(np.empty(frames))) < shortest_judged():
+            what = f"plays of {frames} frames are too short"
+            raise DataError(what, "the collapse detector", f"give {SETTLE_FRAMES + shortest_judged()} or more")
+        lessons, checks = (
+            self._real_play(infos, label, frames)
+            for infos, label in ((self._lessons, "lessons"), (self._episodes, "episodes"))
+        )
+        return summarise_collapse(plays, lessons, checks)
 
-    def _real_play(self, infos: list[EpisodeInfo], label: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def _real_play(
+        self, infos: list[EpisodeInfo], label: str, frames: int
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Statistics of real episodes, and where the view was moved in them."""
         chosen = [info for info in infos if info.frames >= SHORTEST][:REAL_EPISODES]
 
         def measure() -> Values:
             found: Values = {}
             for number, info in enumerate(chosen):
-                episode = read_episode(info.path, 0, self._options.rollout_frames + 1)
+                episode = read_episode(info.path, 0, frames + 1)
                 found[f"{number:03}/statistics"] = frame_statistics(episode.frames)[1:]
                 found[f"{number:03}/moving"] = moves_view(self._checkpoint.config.action_set, episode.actions[:-1])
             return found
 
-        values = self._parts.take(f"real_play_{label}", measure)
+        values = self._parts.take(f"real_play_{label}_{frames}", measure)
         return tuple(  # type: ignore[return-value]
             [part for name, part in values.items() if name.endswith(kind)] for kind in ("/statistics", "/moving")
         )
@@ -332,9 +354,6 @@ class _Evaluation:
         assert self._judge is not None
         judge, header, options = self._judge, self._recording.header, self._options
         starts = spread_windows(self._episodes, options.long_starts, self._subject.context, 1)
-        real = [self._real_play(infos, label) for infos, label in (
-            (self._lessons, "lessons"), (self._episodes, "episodes")
-        )]  # fmt: skip
         names = list(dict.fromkeys(["random", options.agent or CLONED]))
         total, found = len(names) * len(starts) * options.long_frames, {}
         sights = self._sights()
@@ -357,7 +376,9 @@ class _Evaluation:
                     parts.append(self._parts.take(f"long_{number}_{first:05}", measure))
                     show(done + len(group) * options.long_frames, "")
                 self._long_plays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-                collapse = self._guarded("long_collapse", lambda: summarise_collapse(self._long_plays, *real))
+                collapse = self._guarded(
+                    "long_collapse", lambda: self._judge_collapse(self._long_plays, options.long_frames)
+                )
                 found[Path(name).stem] = summarise_long_play(self._long_plays, collapse)
         return found
 
@@ -427,7 +448,7 @@ class _Evaluation:
         """A measure for which there may be too little data: it says so, and the rest goes on."""
         try:
             return measure()
-        except DataError as error:
+        except (DataError, EngineError) as error:
             self._not_measured[name] = str(error)
             return None
 

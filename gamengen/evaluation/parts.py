@@ -25,20 +25,25 @@ class Parts:
         key: what the figures depend on; parts of another key are measured anew.
 
     Raises:
-        DataError: the folder cannot be written.
+        DataError: the folder cannot be written, or holds something else.
     """
 
     def __init__(self, folder: Path | None, key: dict[str, object]) -> None:
-        self.folder = folder
+        self.folder, self.begun_anew = folder, False
         if folder is None:
             return
         path, text = folder / "key.json", json.loads(json.dumps({"version": VERSION, **key}))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if _read_key(path) != text:
-                for old in folder.iterdir():  # nothing but our own
-                    if old.suffix in (".npz", ".partial", ".safetensors"):
-                        old.unlink()
+                self.begun_anew = True
+                there = [old for old in folder.iterdir() if old.suffix in (".npz", ".partial", ".safetensors")]
+                if there and not path.exists():
+                    raise DataError(
+                        "this folder holds other files than an evaluation's", folder, "choose another --out"
+                    )
+                for old in there:
+                    old.unlink()
                 write_json(path, text)
         except OSError as error:
             raise DataError(f"cannot write the report ({error.strerror})", folder, "choose another --out") from error

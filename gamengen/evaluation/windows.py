@@ -27,22 +27,23 @@ def check_fit(checkpoint: Checkpoint, recording: Recording) -> None:
             raise DataError(what, recording.folder, "use a recording of the same game")
 
 
-def unseen_episodes(checkpoint: Checkpoint, recording: Recording) -> list[EpisodeInfo]:
-    """Episodes whose seeds the checkpoint was never trained on.
+def unseen_episodes(recording: Recording, *checkpoints: Checkpoint) -> list[EpisodeInfo]:
+    """Episodes whose seeds none of the checkpoints was ever trained on.
 
     Raises:
         DataError: there are none.
     """
-    unseen = [info for info in recording.episodes() if not _was_seen(checkpoint, info)]
+    unseen = [info for info in recording.episodes() if not any(_was_seen(one, info) for one in checkpoints)]
     if not unseen:
         remedy = "record with another --seed, or evaluate with --record"
-        raise DataError("the checkpoint was trained on all of these episodes", recording.folder, remedy)
+        who = "the checkpoint was" if len(checkpoints) == 1 else "one or the other checkpoint was"
+        raise DataError(f"{who} trained on all of these episodes", recording.folder, remedy)
     return unseen
 
 
-def seen_episodes(checkpoint: Checkpoint, recording: Recording) -> list[EpisodeInfo]:
+def seen_episodes(recording: Recording, *checkpoints: Checkpoint) -> list[EpisodeInfo]:
     """The other episodes; none where the recording was made for the evaluation."""
-    return [info for info in recording.episodes() if _was_seen(checkpoint, info)]
+    return [info for info in recording.episodes() if any(_was_seen(one, info) for one in checkpoints)]
 
 
 def _was_seen(checkpoint: Checkpoint, info: EpisodeInfo) -> bool:
