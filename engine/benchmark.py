@@ -83,6 +83,7 @@ def measure_speed(options: BenchOptions) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "ceiling": next(iter(ceilings.values())),
+        "ceilings": {str(dtype).removeprefix("torch."): ceiling for dtype, ceiling in ceilings.items()},
         "rows": rows,
     }
     _print_rows(rows)
@@ -183,10 +184,13 @@ def peak_mb(device: torch.device) -> float | None:
 
 def write_markdown(path: Path, report: dict[str, Any]) -> None:
     """The rows as a Markdown table, with the device and what was compared with."""
-    ceiling = report["ceiling"]
+    ceilings = "; ".join(
+        f"{dtype} {ceiling['gflops']:g} GFLOP/s, {ceiling['gbytes_per_s']:g} GB/s"
+        for dtype, ceiling in report["ceilings"].items()
+    )
     about = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     lines = [
-        f"{report['device']}; {about}. Ceiling: {ceiling['gflops']:g} GFLOP/s, {ceiling['gbytes_per_s']:g} GB/s.",
+        f"{report['device']}; {about}. Ceiling: {ceilings}.",
         "",
         f"| {' | '.join(name.replace('_', ' ') for name in SHOWN)} |",
         "| --- " * len(SHOWN) + "|",

@@ -33,7 +33,7 @@ class DreamGames(VecEnv):
 
     def __init__(self, game: NeuralGame, hold: int, max_frames: int) -> None:
         if not game.tells_outcome:
-            raise OptionError("its checkpoint tells no rewards", game.name, "gamengen train outcome adds them")
+            raise OptionError("its checkpoint tells no rewards", game.name, "gamengen create makes what does")
         self._game, self._hold, self._max_frames = game, hold, max_frames
         self.action_set = game.action_set
         self.table = combinations(game.action_set)

@@ -182,7 +182,7 @@ class NeuralGame:
 
     @property
     def tells_outcome(self) -> bool:
-        """Whether the checkpoint tells rewards and ends; without, ``outcome`` stays None and no game ends."""
+        """Whether the checkpoint tells rewards; without, ``outcome`` stays None, and only a tally ends a game."""
         return self._head is not None
 
     @property

@@ -232,6 +232,11 @@ class PlaySession:
     def _remember(self) -> None:
         self._history.append((self.game.save(), self.tally))
 
+    def _remember_to_go_back(self) -> None:
+        """Where the game is over there is nothing to go back to: one would play on dead."""
+        if self._over_since is None:
+            self._remember()
+
     def _rewind(self) -> None:
         self._rewind_tapped = False
         self.times.interrupt()
@@ -257,7 +262,7 @@ class PlaySession:
         self._start((self.game.spawn + 1) % self.game.spawn_count)
 
     def _start(self, spawn: int | None) -> None:
-        self._remember()
+        self._remember_to_go_back()
         self.frame = self.game.reset(spawn)
         self.paused, self.tally, self._over_since = False, Tally(), None
         self.say(self.spawn_text)
@@ -288,6 +293,9 @@ class PlaySession:
 
     def quick_save(self) -> None:
         """Keep this moment for :meth:`quick_load`."""
+        if self._over_since is not None:
+            self.say("not saved: the game is over")
+            return
         self._saved = (self.game.save(), self.tally)
         self.say("saved (F9 loads)")
 
@@ -296,7 +304,7 @@ class PlaySession:
         if self._saved is None:
             self.say("nothing saved yet: F5 saves")
             return
-        self._remember()
+        self._remember_to_go_back()
         state, self.tally = self._saved
         self._over_since = None
         self.frame = self.game.load(state)

@@ -19,7 +19,7 @@ from gamengen.train_autoencoder import POOL_FRAMES, AutoencoderTask, load_frame_
 from gamengen.train_cycle import CycleTask
 from gamengen.train_decoder import CAMERA_PAIRS, DecoderTask, find_footage
 from gamengen.training import Trainer, TrainOptions, load_finished
-from gamengen.work_folder import Stage, check_made_for, was_made_for
+from gamengen.work_folder import Stage, check_made_for, check_trained_by, was_made_for
 
 
 def fit_autoencoder(stage: Stage, options: TrainOptions) -> Autoencoder:
@@ -85,6 +85,7 @@ def fit_cycle(
     check_made_for(folder, "autoencoder", autoencoder)
     if denoiser is not None:
         check_made_for(folder, "denoiser", denoiser)
+    check_trained_by(folder, eyes)
     if not load_finished(model, folder, options):
         pool = load_frame_pool(stage.recording, POOL_FRAMES)
         mover = load_mover(stage, model) if denoiser is not None else None

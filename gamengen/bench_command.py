@@ -22,7 +22,7 @@ class Bench:
     """Measure frames per second on this machine, with the split and the machine's own ceiling.
 
     Several values of --steps, --dtype, --mode and --batch are all combined. --latency, --soak, --compare and --train
-    measure something else instead, with the first value of each.
+    measure something else instead, with the first value of each; --train takes none of them.
 
     Example: gamengen bench --json bench.json
 
@@ -32,7 +32,7 @@ class Bench:
     """
 
     checkpoint: CheckpointName = None
-    """Name or folder; the default is the shipped one."""
+    """Name or folder; the default is the one that the command play opens."""
     steps: tuple[int, ...] = (1, 2, 4)
     """Numbers of sampling steps to measure."""
     frames: int = 100

@@ -5,7 +5,8 @@
 what the score bar shows, and ``geometry.safetensors`` where it sees the last frame moved. Spawns are stored as
 compressed bytes; weights as bytes, with a float32 scale for each output channel under the same name with ``.scale``,
 and what is small, or moves the camera, as float16; in files of at most 16 MiB (larger models are sharded with an index,
-as is usual). Format version 1 had all weights as float16. Loading is strict and runs no pickle.
+as is usual). Format version 1 had all weights as float16, version 2 stored rows that are 0 too. Loading is strict
+and runs no pickle.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from gamengen.storage import packed, restored_weights, stored_weights, unpacked
 from gamengen.tally import Tally, TallyConfig
 from recorder.recording import write_json
 
-FORMAT_VERSION = 2
-READ_VERSIONS = (1, 2)
+FORMAT_VERSION = 3
+READ_VERSIONS = (1, 2, 3)
 SHARD_BYTES = 16 * 2**20
 SHIPPED = Path(__file__).parent / "weights"
 DEFAULT_CHECKPOINT = "defend_the_center"
@@ -180,7 +181,7 @@ def read_config(folder: Path) -> CheckpointConfig:
     data = _read_json(path)
     version = data.get("format_version")
     if version not in READ_VERSIONS:
-        readable = " and ".join(map(str, READ_VERSIONS))
+        readable = f"{', '.join(map(str, READ_VERSIONS[:-1]))} and {READ_VERSIONS[-1]}"
         what = f"the checkpoint has format version {version}, this program reads {readable}"
         raise CheckpointError(what, path, "make it anew, or install the gamengen that made it")
     try:

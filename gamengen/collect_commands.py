@@ -43,7 +43,7 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class DataVerify:
-    """Read every episode whole and name what is damaged; the exit code is not 0 if any is.
+    """Read every episode whole and name what is damaged; the exit code is not 0 if any is and stays.
 
     Example: gamengen data verify data/center --repair
     """

@@ -73,7 +73,7 @@ class Play:
     """
 
     checkpoint: str | None = None
-    """Name of a shipped checkpoint or a folder; the default is the shipped one."""
+    """Name of a shipped checkpoint or a folder; the default is the first of --list."""
     device: str = "auto"
     """auto, cpu or cuda."""
     steps: int | None = None

@@ -23,9 +23,9 @@ from gamengen.checkpoints import Checkpoint, check_fits, check_writable, load_ch
 from gamengen.denoiser import Denoiser
 from gamengen.devices import choose_device, describe_device
 from gamengen.diffusion import SamplerConfig, check_seed
-from gamengen.evaluation.lpips import Lpips
 from gamengen.evaluation.results import summarise
 from gamengen.finish import Networks, evaluation_at_end, finish_checkpoint
+from gamengen.looks import load_eyes
 from gamengen.outcome_stage import fit_outcome
 from gamengen.player import Player
 from gamengen.presets import find_preset
@@ -188,7 +188,7 @@ def create_game(options: CreateOptions) -> dict[str, Any]:
     check_writable(options.out)
     init = _find_init(options)
     _check_game(options)
-    eyes = Lpips.load(options.lpips_weights) if options.lpips_weights is not None else None
+    eyes = load_eyes(options.lpips_weights) if options.lpips_weights is not None else None
     planned = asdict(make_plan(options, device.type, init))  # which may refuse the options
     work = _Work(options)
     # What was planned stays: with other workers or other shipped weights a finished stage would be trained on.

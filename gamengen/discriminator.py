@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from gamengen import processes
 from gamengen.autoencoder import PATCH
+from gamengen.balance import balanced
 from gamengen.devices import place
 
 WIDTHS = (64, 128, 128)  # at 1/4, 1/8 and 1/16 of the frame's size
@@ -91,13 +92,7 @@ class Critic:
         self._model.requires_grad_(False)
         blame = -self._model(made).float().mean()
         self._model.requires_grad_(True)
-        squares = [
-            float(torch.autograd.grad(part, made, retain_graph=True)[0].float().square().sum())
-            for part in (other, blame)
-        ]
-        # Of the whole batch, so that any number of processes trains the same decoder.
-        errors, critic = (processes.average(square, made.device) ** 0.5 for square in squares)
-        return blame * (share * errors / (critic + 1e-8))
+        return balanced(blame, other, made, share)
 
     def state(self) -> dict[str, torch.Tensor]:
         """For the training state."""

@@ -34,7 +34,7 @@ class Evaluate:
     """
 
     checkpoint: CheckpointName = None
-    """Name or folder; the default is the shipped one."""
+    """Name or folder; the default is the one that the command play opens."""
     data: Path | None = None
     """A recording of the same game; episodes that the checkpoint was trained on are left out."""
     record: int | None = None
@@ -54,7 +54,8 @@ class Evaluate:
     i3d: Path | None = None
     """I3D network as TorchScript, for FVD; without it the project's own features are used."""
     agent: str | None = None
-    """The agent in the loop, made by gamengen agent train; without it one is cloned from the recording."""
+    """The agent in the loop: random, or a file of gamengen agent train, which in Doom must have seen pictures alone
+    (--inside); without it one is cloned from the recording."""
     agent_seeds: int = 16
     """Games that the agent plays, in the real and in the neural game."""
     agent_frames: int = 350

@@ -14,10 +14,10 @@ from gamengen.checkpoints import Checkpoint, check_writable, load_checkpoint
 from gamengen.denoiser import Denoiser, seeing
 from gamengen.devices import choose_device, describe_device, place
 from gamengen.diffusion import SamplerConfig
-from gamengen.evaluation.lpips import Lpips
 from gamengen.evaluation.results import summarise
 from gamengen.finish import Networks, evaluation_at_end, finish_checkpoint
 from gamengen.latents import LatentEpisodes
+from gamengen.looks import load_eyes
 from gamengen.outcome_stage import fit_outcome, load_outcome
 from gamengen.player import Player
 from gamengen.presets import find_preset
@@ -42,9 +42,8 @@ from gamengen.stages import (
     load_tally,
 )
 from gamengen.tally import Tally
-from gamengen.train_outcome import LEVELS
 from gamengen.train_student import STUDENT_STEPS
-from gamengen.train_tally import RECOUNT_RATE
+from gamengen.train_tally import COUNTED, RECOUNT_RATE, find_levels
 from gamengen.training import TrainOptions
 from gamengen.work_folder import STAGES, Stage, note_beginning
 from recorder.recording import Recording
@@ -111,6 +110,8 @@ def tell_score(
     if not 0 < outcome_minutes < math.inf:  # its old head would end games that the tally ends too
         raise OptionError(f"must be more than 0, got {outcome_minutes}", "--outcome-minutes", "for example 4")
     stage, start = _going_on(data, work, init, options, device)
+    if levels := tuple(find_levels(stage.recording)):  # else it is told of that below
+        _check_same_score(start, levels, init)
     autoencoder = first_autoencoder(stage, start)
     tally = _fit_tally(stage, autoencoder, options)
     note_beginning(start, work / "tally")
@@ -122,7 +123,7 @@ def tell_score(
 def _fit_tally(stage: Stage, autoencoder: Autoencoder, options: TrainOptions) -> Tally:
     tally = fit_tally(stage, autoencoder, encode_alone(stage, autoencoder), options)
     if tally is None:
-        what = f"nothing in it is counted that the score bar shows ({', '.join(LEVELS)})"
+        what = f"nothing in it is counted that the score bar shows ({', '.join(COUNTED)})"
         raise DataError(what, stage.recording.folder, "leave this stage out: the others do without")
     return tally
 
@@ -155,7 +156,7 @@ def train_perceptual(
     """``gamengen train perceptual``: trains, evaluates and writes the checkpoint."""
     check_writable(out)
     _check_outcome_minutes(outcome_minutes)
-    eyes = Lpips.load(weights)
+    eyes = load_eyes(weights)
     stage, start = _going_on(data, work, init, options, device)
     if stage.moves:
         raise OptionError("it sees the last frame moved, which cannot be trained so", f"--init {init}", "give another")
@@ -175,21 +176,39 @@ def match(
     outcome_minutes: float,
     device: str,
     share: float = 1.0,
+    weights: Path | None = None,
 ) -> dict[str, Any]:
     """``gamengen train match``: trains, evaluates and writes the checkpoint."""
     check_writable(out)
     _check_outcome_minutes(outcome_minutes)
     if not 0 < share <= 1:
         raise OptionError(f"must be more than 0 and at most 1, got {share}", "--share", "for example 0.7")
+    eyes = load_eyes(weights) if weights is not None else None
     stage, start = _going_on(data, work, init, options, device)
     # Not asked for the teacher's encoder: it may be this one before it was stored in half precision.
     teacher, autoencoder = load_denoiser(stage), first_autoencoder(stage, start)
     tally = load_tally(stage, autoencoder)
+    if tally is not None and not outcome_minutes:
+        _check_ends(start, tally, "--outcome-minutes", "for example 6")
     latents = encode(stage, autoencoder)
     student = place(seeing(start.denoiser, stage.moves, tally is not None), stage.device)
-    denoiser = fit_matched(stage, autoencoder, student, teacher, latents, options, share)
+    denoiser = fit_matched(stage, autoencoder, student, teacher, latents, options, share, eyes)
     names = ("geometry", "tally", "denoiser", "matched")
     return _write_student(stage, denoiser, tally, latents, out, names, outcome_minutes)
+
+
+def _check_same_score(start: Checkpoint, levels: tuple[str, ...], init: str) -> None:
+    """See that a denoiser which is not trained here is told of the ``levels`` that it knows, if it knows any."""
+    if start.tally is not None and start.tally.config.levels != levels:
+        what = f"its denoiser is told {', '.join(start.tally.config.levels)}, and would be told {', '.join(levels)}"
+        raise OptionError(what, f"--init {init}", "gamengen train match teaches it what is new")
+
+
+def _check_ends(start: Checkpoint, tally: Tally, option: str, remedy: str) -> None:
+    """See that an outcome head which is kept does not end games that the tally ends too."""
+    known = start.tally.config.vital if start.tally is not None else ""
+    if tally.config.vital != known and start.outcome is not None:
+        raise OptionError("its outcome head would end games that the score ends too", option, remedy)
 
 
 def _check_outcome_minutes(minutes: float) -> None:
@@ -270,7 +289,7 @@ def train_cycle(
 ) -> dict[str, Any]:
     """``gamengen train cycle``: trains, evaluates and writes the checkpoint."""
     check_writable(out)
-    eyes = Lpips.load(weights) if weights is not None else None
+    eyes = load_eyes(weights) if weights is not None else None
     stage, start = _going_on(data, work, init, options, device)
     if not stage.moves:
         what = "it sees no frame moved, so what it shows is never encoded again"
@@ -279,6 +298,9 @@ def train_cycle(
         what = "its decoder sees the last frame, and this is for one that sees its latent alone"
         raise OptionError(what, f"--init {init}", "give another")
     plain, tally = first_autoencoder(stage, start), load_tally(stage, start.autoencoder)
+    if tally is not None:
+        _check_same_score(start, tally.config.levels, init)
+        _check_ends(start, tally, f"--init {init}", "first gamengen train tally --init --out")
     latents = encode(stage, plain)
     denoiser = place(seeing(start.denoiser, stage.moves, tally is not None), stage.device).eval().requires_grad_(False)
     autoencoder = fit_cycle(stage, plain, options, denoiser, latents[0], eyes)

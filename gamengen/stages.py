@@ -38,7 +38,7 @@ from gamengen.train_perceptual import PerceptualTask
 from gamengen.train_student import STUDENT_STEPS, StudentTask
 from gamengen.train_tally import TallyTask, find_levels, make_tally, with_counts
 from gamengen.training import Trainer, TrainOptions, leave_weights, load_finished
-from gamengen.work_folder import Stage, check_made_for, note_beginning, was_made_for
+from gamengen.work_folder import Stage, check_made_for, check_trained_by, note_beginning, was_made_for
 from recorder.recording import Recording, write_json
 
 
@@ -272,6 +272,7 @@ def fit_denoiser(
     model = _fresh_denoiser(stage)
     folder = stage.work / "denoiser"
     check_made_for(folder, "encoder", autoencoder.encoder)
+    _check_told(folder, latents[0].tally)
     if not load_finished(model, folder, options):
         if stage.init is not None:
             start_from(model, seeing(stage.init.denoiser, stage.moves, stage.counts), stage)
@@ -287,6 +288,12 @@ def fit_denoiser(
         )
         Trainer(task, options, folder).run()
     return model.eval()
+
+
+def _check_told(folder: Path, tally: Tally | None) -> None:
+    """See that the denoiser in ``folder`` was trained with what this tally tells it."""
+    if tally is not None:
+        check_made_for(folder, "tally", nn.ParameterList([tally.pictures, tally.clear]))
 
 
 def _load_other(stage: Stage, autoencoder: Autoencoder, model: Denoiser, player: Checkpoint) -> Denoiser:
@@ -312,6 +319,7 @@ def fit_student(
     torch.manual_seed(stage.seed + 3)
     model, folder = _fresh_denoiser(stage), stage.work / "student"
     check_made_for(folder, "denoiser", denoiser)
+    _check_told(stage.work / "denoiser", latents[0].tally)
     if not load_finished(model, folder, options):
         model.load_state_dict(denoiser.state_dict())
         mover = load_mover(stage, autoencoder)
@@ -350,19 +358,22 @@ def fit_matched(
     latents: tuple[LatentEpisodes, LatentEpisodes],
     options: TrainOptions,
     share: float = 1.0,
+    eyes: Lpips | None = None,
 ) -> Denoiser:
     """``student`` trained on to make what ``teacher`` would as often as that would, or loaded where that is done.
 
-    Of its weights ``share`` is what it has become, the rest what it was.
+    Of its weights ``share`` is what it has become, the rest what it was. ``eyes`` compare what it makes, too.
     """
     model, folder = place(copy.deepcopy(student), stage.device), stage.work / "matched"
     check_made_for(folder, "student", student)
     check_made_for(folder, "teacher", teacher)
+    check_trained_by(folder, eyes)
+    _check_told(stage.work / "denoiser", latents[0].tally)
     if stage.init is not None:
         note_beginning(stage.init, folder)
     if not load_finished(model, folder, options):
         batch, mover = stage.batch("matched"), load_mover(stage, autoencoder)
-        task = MatchingTask(model, teacher, autoencoder, *latents, stage.seed + 7, batch, mover)
+        task = MatchingTask(model, teacher, autoencoder, *latents, stage.seed + 7, batch, mover, eyes)
         Trainer(task, options, folder).run()
     # Of fine-tuned weights and those before, as Wortsman et al. (arXiv 2109.01903) average them.
     before = student.state_dict()

@@ -16,7 +16,10 @@ BYTES_FROM = 4096  # elements of a weight that is stored in bytes; smaller ones 
 
 
 def stored_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What a file keeps of ``weights``: large ones (out, ...) as int8 with a ``.scale`` (out,), others as float16."""
+    """What a file keeps of ``weights``: large ones (out, ...) as int8 with a ``.scale`` (out,), others as float16.
+
+    Rows that are 0, such as pictures of what never was, have a scale of 0 and are left out.
+    """
     stored: dict[str, torch.Tensor] = {}
     for name, weight in weights.items():
         value = weight.detach().float().cpu()
@@ -24,8 +27,10 @@ def stored_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             stored[name] = value.half().contiguous()
             continue
         rows = value.flatten(1)
-        scale = (rows.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-        stored[name] = (rows / scale[:, None]).round().to(torch.int8).view(value.shape)
+        scale = rows.abs().amax(dim=1) / 127
+        kept = ~(scale < torch.finfo(torch.float32).tiny)
+        scale = scale * kept
+        stored[name] = (rows[kept] / scale[kept, None]).round().to(torch.int8).view(-1, *value.shape[1:])
         stored[name + SCALE] = scale
     return stored
 
@@ -38,7 +43,7 @@ def as_stored(model: Model) -> Model:
 
 
 def restored_weights(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The float32 weights of :func:`stored_weights`, and of files of format version 1.
+    """The float32 weights of :func:`stored_weights`, and of files of format versions 1 and 2.
 
     Raises:
         RuntimeError: a scale is missing, belongs to nothing, or does not fit.
@@ -49,9 +54,14 @@ def restored_weights(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
         if name.endswith(SCALE) and stored.get(name.removesuffix(SCALE), value).dtype == torch.int8:
             continue
         scale = stored.get(name + SCALE) if scaled else None
-        if scaled and (scale is None or value.ndim < 2 or scale.shape != value.shape[:1]):
+        if scale is None and not scaled:
+            weights[name] = value.float()
+            continue
+        if scale is None or value.ndim < 2 or scale.ndim != 1 or len(value) != int((scale != 0).sum()):
             raise RuntimeError(f"{name} is stored in bytes and has no fitting scale")
-        weights[name] = value.float() if scale is None else value.float() * scale.view(-1, *[1] * (value.ndim - 1))
+        weight = value.new_zeros(len(scale), *value.shape[1:], dtype=torch.float32)
+        weight[scale != 0] = value.float() * scale[scale != 0].view(-1, *[1] * (value.ndim - 1))
+        weights[name] = weight
     return weights
 
 

@@ -43,6 +43,7 @@ class TallyConfig:
         changes: what each may change by in one frame.
         vital: the level that must stay above 0: a change that leaves nothing of it loses the game. "" where none does.
         lost_reward: what the step that loses the game earns.
+        named: levels that name what is held, such as a weapon, by a number that the score bar does not show.
         late: frames until the score bar shows a change, 0 or 1.
         features: width of the layers.
     """
@@ -59,9 +60,11 @@ class TallyConfig:
     features: int = 64
     vital: str = ""
     lost_reward: float = 0.0
+    named: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "levels", tuple(self.levels))
+        for name in ("levels", "named"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("ranges", "changes"):  # which JSON gives as lists
             object.__setattr__(self, name, tuple(tuple(map(float, part)) for part in getattr(self, name)))
         if min(self.context, self.channels, self.actions, self.height, self.width, self.features) < 1:
@@ -74,22 +77,36 @@ class TallyConfig:
             raise OptionError("a level may change by 0 too, and shows at most a frame late", "tally", "restore it")
         if (self.vital and self.vital not in self.levels) or not math.isfinite(self.lost_reward):
             raise OptionError("what must stay above 0 is one of the levels", "tally", "restore config.json")
+        if not set(self.named) <= set(self.levels) - {self.vital}:
+            raise OptionError("what is named is one of the levels, and cannot be lost", "tally", "restore config.json")
 
     @property
     def facts(self) -> int:
         """T, numbers in which counts and their changes are written; see :meth:`Tally.facts`."""
         return 1 + len(self.levels) * (2 * DIGITS * (BLANK + 1) + 4 * TELLING)
 
+    def names(self, level: str) -> slice:
+        """Where the values of a ``named`` level stand among those of all of them."""
+        first = sum(self._values(other) for other in self.named[: self.named.index(level)])
+        return slice(first, first + self._values(level))
+
+    def _values(self, level: str) -> int:
+        low, high = self.ranges[self.levels.index(level)]
+        return math.floor(high) - math.floor(low) + 1
+
 
 class Tally(nn.Module):
     """Counts of B games. Their newest TELLING + 1 are kept, (B, TELLING + 1, L) float32, oldest first.
 
-    Its pictures are not trained but found at once, see :func:`gamengen.train_tally.find_pictures`.
+    Its pictures, and by what names are read, are not trained but found at once, see
+    :func:`gamengen.train_tally.find_pictures` and :func:`gamengen.train_tally.find_names`.
     """
 
     pictures: torch.Tensor
     clear: torch.Tensor
     digits: torch.Tensor
+    readers: torch.Tensor
+    usual: torch.Tensor
 
     def __init__(self, config: TallyConfig) -> None:
         super().__init__()
@@ -97,6 +114,10 @@ class Tally(nn.Module):
         size = config.height, config.width
         self.register_buffer("pictures", torch.zeros(config.facts, config.channels, *size))
         self.register_buffer("clear", torch.zeros(size))
+        if config.named:
+            values = config.names(config.named[-1]).stop
+            self.register_buffer("readers", torch.zeros(values, config.channels, *size))
+            self.register_buffer("usual", torch.zeros(values, 2))  # what is added, and how often each was seen
         self.register_buffer("digits", _digits(torch.arange(10.0**DIGITS)), persistent=False)
         wide, told = config.features, config.context * config.actions + config.facts
         self.seen = min(SEEN, config.context)
@@ -113,6 +134,8 @@ class Tally(nn.Module):
     def exact(self) -> Self:
         """Keep the pictures in float32 whatever the rest computes in: a digit must be read exactly."""
         self.pictures, self.clear = self.pictures.float().contiguous(), self.clear.float()
+        if self.config.named:
+            self.readers, self.usual = self.readers.float(), self.usual.float()
         self.digits = self.digits.float()
         return self
 
@@ -200,18 +223,30 @@ class Tally(nn.Module):
         following = []
         for level, logits in enumerate(self.split(self(latents, actions, counts))):
             changes = torch.tensor(self.config.changes[level], device=logits.device)
+            before = counts[:, -1, level]
+            if (name := self.config.levels[level]) in self.config.named:
+                logits = logits.masked_fill(~self._known(name, before[:, None] + changes), -torch.inf)
             if draws is None:
                 chosen = logits.argmax(dim=1)
             else:
                 likely = logits.softmax(dim=1).cumsum(dim=1)
                 chosen = (likely < draws[:, level, None]).sum(dim=1).clamp(max=len(changes) - 1)
             low, high = self.config.ranges[level]
-            before = counts[:, -1, level]
             least = torch.full_like(before, low)
-            if self.config.levels[level] == self.config.vital:
+            if name == self.config.vital:
                 least[before > 0] = 0
             following.append((before + changes[chosen]).clamp(max=high).maximum(least))
         return torch.cat([counts[:, 1:], torch.stack(following, dim=1)[:, None]], dim=1)
+
+    def _known(self, level: str, values: torch.Tensor) -> torch.Tensor:
+        """Which of ``values`` of a named level were seen, and the present one, (B, changes) bool."""
+        low, seen = math.floor(self.config.ranges[self.config.levels.index(level)][0]), self.usual[:, 1]
+        seen = seen[self.config.names(level)]
+        index = values.round().long() - low
+        inside = (index >= 0) & (index < len(seen))
+        known = inside & (seen[index.clamp(0, len(seen) - 1)] > 0)
+        still = torch.tensor(self.config.changes[self.config.levels.index(level)], device=values.device) == 0
+        return known | still
 
     def fatal(self, counts: torch.Tensor) -> torch.Tensor:
         """Which changes of the vital level lose a game with such counts (B, TELLING + 1, L), (B, changes) bool."""
@@ -231,15 +266,21 @@ class Tally(nn.Module):
         return counts[:, -1, self.config.levels.index(self.config.vital)] <= 0
 
     def read(self, latents: torch.Tensor) -> torch.Tensor:
-        """What the score bar of latents (B, C, h, w) shows, (B, L) whole numbers: whose picture is nearest to it."""
+        """What latents (B, C, h, w) show, (B, L) whole numbers: of digits those whose picture is nearest."""
         with torch.autocast(latents.device.type, enabled=False):
             return self._read(latents.float())
 
     def _read(self, latents: torch.Tensor) -> torch.Tensor:
-        found = torch.tensor([high for _, high in self.config.ranges], device=latents.device).expand(len(latents), -1)
+        found = torch.tensor([high for _, high in self.config.ranges], device=latents.device).repeat(len(latents), 1)
+        for name in self.config.named:
+            level, where = self.config.levels.index(name), self.config.names(name)
+            likely = latents.flatten(1) @ self.readers[where].flatten(1).T + self.usual[where, 0]
+            found[:, level] = likely.argmax(dim=1) + math.floor(self.config.ranges[level][0])
         weighed = latents * self.clear
         for _ in range(ROUNDS):
             for level, (low, high) in enumerate(self.config.ranges):
+                if self.config.levels[level] in self.config.named:
+                    continue
                 values = torch.arange(math.floor(low), math.ceil(high) + 1, device=latents.device, dtype=torch.float32)
                 found = found.clone()
                 found[:, level] = 0

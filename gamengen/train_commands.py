@@ -139,7 +139,7 @@ class TrainGeometry(_FromCheckpoint):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTally(_FromCheckpoint):
-    """Train the network that counts what Doom's score bar shows: health, armor, ammunition. Run again, it goes on.
+    """Train the network that counts what Doom shows: health, armor, ammunition, the held weapon. Run again, it goes on.
 
     The work folder holds the autoencoder that gamengen train autoencoder made there; else that of --init is used. What
     is trained there afterwards is told the score. With --out the checkpoint of --init is told it at once.
@@ -262,12 +262,15 @@ class TrainMatch(_Student):
     share: float = 1.0
     """Share of what was learned in the student's weights, of which the rest is what they were. Less plays calmer and
     softer: where what is rare breeds, as in a game that is hardly learned yet, 0.7 holds it."""
+    lpips_weights: Path | None = None
+    """LPIPS weights of VGG, as gamengen lpips --network vgg converts them: what follows real frames is compared by them
+    with the recorded one too."""
 
     def run(self) -> dict[str, Any]:
         """Train."""
         from gamengen.single_stages import match
 
-        how = self.options(), self.outcome_minutes, self.device, self.share
+        how = self.options(), self.outcome_minutes, self.device, self.share, self.lpips_weights
         return match(self.data, self.work, self.out, self.init, *how)
 
 

@@ -10,6 +10,10 @@ GameNGen distils with a variant of it). Contexts are of recorded play and of the
 Of a context that holds grain the teacher may say that grain goes on, and so what is unlikely breeds in long plays. A
 patch discriminator, which sees no context, tells what was made from what the game showed at the same moments.
 
+A difference of two guesses is a noisy thing to learn from, and what can be known, such as the gun in one's hand, is
+worn away. With LPIPS weights some of what follows real frames should also look like the recorded frame, as the first of
+these papers has a regression beside. After own frames it should not: play has gone another way.
+
 The teacher must be a faithful one, which was not asked for what is rare more strongly than for what is not; see
 :class:`gamengen.train_denoiser.DenoiserTask`.
 """
@@ -20,9 +24,11 @@ import copy
 
 import numpy as np
 import torch
+from torch import nn
 
 from gamengen import processes
 from gamengen.autoencoder import Autoencoder, normalise
+from gamengen.balance import balanced
 from gamengen.denoiser import Denoiser
 from gamengen.devices import place
 from gamengen.diffusion import CONTEXT_NOISE_MAX, LOW_SHARE, SamplerConfig, draw_sigma
@@ -30,6 +36,7 @@ from gamengen.discriminator import Critic, LatentDiscriminator
 from gamengen.free_plays import FreePlays
 from gamengen.geometry import Mover
 from gamengen.latents import LatentEpisodes
+from gamengen.looks import Looks
 from gamengen.muon import MuonAdamW
 from gamengen.processes import share
 from gamengen.train_denoiser import UNROLL_SHARE, DenoiserTask
@@ -42,6 +49,8 @@ NOISE_SHARE = 0.5  # of the context's noise in the denoiser's training
 LONGEST_PLAY = 160  # frames: what breeds slowly must be seen to be unlearned, and no recorded frame is asked for here
 SIGMA_RANGE = (0.01, 0.98)
 JUDGE_SHARE = 0.3  # of the gradient's length, that the discriminator's is
+SEEN_SHARE = 1.0  # of that length, that the gradient of what is seen has
+SEEN = 1 / 8  # of a batch is looked at
 JUDGE_NOISE = 0.5  # most of the noise that is mixed into what the discriminator sees, so that it is not too sure
 
 
@@ -54,6 +63,7 @@ class MatchingTask(DenoiserTask):
         model: the student; it begins as something that plays with one step.
         teacher: a denoiser, good at all noise levels, which stays as it is.
         autoencoder, train, held_out, seed, batch, mover: as of :class:`gamengen.train_denoiser.DenoiserTask`.
+        eyes: tells how far pictures (B, 3, H, W) are from others, (B,): LPIPS of VGG; without them nothing is seen.
     """
 
     name = "matched"
@@ -68,6 +78,7 @@ class MatchingTask(DenoiserTask):
         seed: int,
         batch: int = 24,
         mover: Mover | None = None,
+        eyes: nn.Module | None = None,
     ) -> None:
         super().__init__(model, autoencoder, train, held_out, seed, batch, mover=mover, faithful=True)
         self._plays = FreePlays(self._train, int(batch * UNROLL_SHARE), model.config.context, LONGEST_PLAY, mover=mover)
@@ -75,16 +86,19 @@ class MatchingTask(DenoiserTask):
         self._critic = place(copy.deepcopy(teacher), self._device).train().requires_grad_(True)
         self._critic_optimizer = MuonAdamW(self._critic, *CRITIC_RATES)
         self._judge = Critic(LatentDiscriminator(model.config.channels), self._device)
+        self._looks = Looks(autoencoder, eyes, self._device, int(SEEN * batch)) if eyes is not None else None
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
         """Half the squared distance of what the student makes from that, moved from the critic's to the teacher's.
 
         Its gradient is the difference between the two, a share of how far the teacher is from what was made; to it
-        comes the discriminator's. Critic and discriminator take a step of their own on the same batch.
+        comes the discriminator's, and that of what is seen. Critic and discriminator take a step of their own on the
+        same batch.
         """
         rng = np.random.default_rng([self._seed, step])
         generator = step_generator(self._seed, step, self._device)
-        context, held, real, weight = self._draw(rng, int(self._batch * UNROLL_SHARE))
+        unrolled = int(self._batch * UNROLL_SHARE)
+        context, held, recorded, drawn = self._draw(rng, unrolled)
         draw = torch.rand(self._batch, generator=generator, device=self._device)
         level = NOISE_SHARE * CONTEXT_NOISE_MAX * draw.square()
         on_context = torch.randn(context.shape, generator=generator, device=self._device)
@@ -92,7 +106,7 @@ class MatchingTask(DenoiserTask):
         noise = torch.randn(2, *context[:, 0].shape, generator=generator, device=self._device)
         sigma = draw_sigma(self._batch, generator, LOW_SHARE).clamp(*SIGMA_RANGE)
         given = tuple(share(part) for part in (context, held, level))
-        start, added, sigma, weight, real = (share(part) for part in (*noise, sigma, weight, real))
+        start, added, sigma, weight, real = (share(part) for part in (*noise, sigma, drawn, recorded))
 
         made = normalise(self._denoiser(start, torch.ones_like(sigma), *given).float())
         shown, at = made.detach(), sigma[:, None, None, None]
@@ -109,7 +123,12 @@ class MatchingTask(DenoiserTask):
             wanted = shown - (like_student - like_game) / (size + 1e-3)
             weight = torch.maximum(weight, self._rarity.weight(shown) * self._steady)
         matched = ((made - wanted).square().mean(dim=1) * weight).mean() / 2
-        return matched + self._judge.loss(made, matched, JUDGE_SHARE)
+        loss = matched + self._judge.loss(made, matched, JUDGE_SHARE)
+        if self._looks is not None:
+            unusual = drawn / self._steady  # not where the score bar is
+            seen = self._looks.distance(made, recorded, unusual, rng, self._batch - unrolled)
+            loss = loss + balanced(seen, matched, made, SEEN_SHARE)
+        return loss
 
     def _follow(
         self,

@@ -1,9 +1,8 @@
 """Training a student on by what is seen: its predictions, decoded, are compared by a network that sees as people do.
 
 A squared error of latents asks for the mean of what a teacher may mean, so what is small and moves, like a monster,
-fades. LPIPS (Zhang et al., arXiv 1801.03924) forgives a brick that is a little off and does not forgive one that is
-missing; consistency models were distilled with it (Song et al., arXiv 2303.01469, section 5). The network here is VGG,
-which is not the one that ``gamengen evaluate`` measures with.
+fades. LPIPS does not let it (:mod:`gamengen.looks`); consistency models were distilled with it (Song et al., arXiv
+2303.01469, section 5). The network here is VGG, which is not the one that ``gamengen evaluate`` measures with.
 
 The student is asked for what it would sample in four steps from the same noise, and, where a frame after real ones is
 looked at, for the recorded one. After its own frames it is not: play has gone another way, and asking for the recording
@@ -16,20 +15,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from gamengen import processes
 from gamengen.autoencoder import Autoencoder, normalise
+from gamengen.balance import balanced
 from gamengen.denoiser import Denoiser
 from gamengen.devices import place
 from gamengen.diffusion import CONTEXT_NOISE_MAX, SamplerConfig, sample_next
 from gamengen.latents import LatentEpisodes, gather_steps, window_starts
+from gamengen.looks import Looks
 from gamengen.processes import share, spread
 from gamengen.train_denoiser import UNROLL_SHARE, DenoiserTask
 from gamengen.train_student import STUDENT_STEPS, TEACHER_STEPS
 from gamengen.training import step_generator
 
 SEEN_SHARE = 5.0  # of the latents' error's gradient, where both reach the predicted latents
-SEEN = 1 / 3  # of a batch: to decode and compare a frame takes eight times as long as to predict it
-CROP = (8, 10)  # positions of a latent that are decoded and compared
+SEEN = 1 / 3  # of a batch is looked at
 NOISE_SHARE = 0.5  # of the context's noise in the denoiser's training
 HELD_OUT_FRAMES = 16
 RATES = (0.003, 1.5e-4)  # learning rates of Muon and AdamW
@@ -62,9 +61,8 @@ class PerceptualTask(DenoiserTask):
         batch: int = 24,
     ) -> None:
         super().__init__(model, autoencoder, train, held_out, seed, batch)
-        self._autoencoder.requires_grad_(False)
         self._teacher = place(teacher, self._device).eval().requires_grad_(False)
-        self._seen = place(eyes, self._device)
+        self._looks = Looks(autoencoder, eyes, self._device, int(SEEN * batch))
 
     def loss(self, step: int, progress: float) -> torch.Tensor:
         """Weighted squared error from the teacher's latents, and how far from those, or the recorded, it looks."""
@@ -83,50 +81,12 @@ class PerceptualTask(DenoiserTask):
         error = torch.einsum("dc,bchw->bdhw", self._metric, predicted - share(told))
         plain = (error.square().mean(dim=1) * share(weight)).mean()
         wanted = torch.cat([recorded[: self._batch - unrolled].to(told), told[self._batch - unrolled :]])
-        seen = self._distance(predicted, wanted, weight, rng)
-        squares = [
-            float(torch.autograd.grad(part, predicted, retain_graph=True)[0].square().sum()) for part in (plain, seen)
-        ]
-        errors, seeing = (processes.average(square, self._device) ** 0.5 for square in squares)
+        seen = self._looks.distance(predicted, wanted, weight, rng)
         self._advance_plays(SamplerConfig(STUDENT_STEPS), generator)
-        return plain + seen * (SEEN_SHARE * errors / (seeing + 1e-8))
+        return plain + balanced(seen, plain, predicted, SEEN_SHARE)
 
     def _tell(self, context: torch.Tensor, held: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         return sample_next(self._teacher, context, held, noise[None], SamplerConfig(TEACHER_STEPS)).float()
-
-    def _distance(
-        self, predicted: torch.Tensor, wanted: torch.Tensor, weight: torch.Tensor, rng: np.random.Generator
-    ) -> torch.Tensor:
-        """Mean LPIPS of crops of some of the latents, decoded alone.
-
-        Args:
-            predicted: this process's share of the batch (B / count, C, h, w).
-            wanted: what it should show, of the whole batch (B, C, h, w).
-            weight: (B, h, w); a crop holds a position that is drawn by it.
-            rng: the same in all processes.
-        """
-        sizes = wanted.shape[2:]
-        crop = [min(most, size) for most, size in zip(CROP, sizes, strict=True)]
-        first, own = len(predicted) * processes.rank(), len(predicted)
-        count = max(1, int(SEEN * self._batch))
-        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for pick in rng.permutation(self._batch)[:count]:
-            chances = weight[pick].flatten().double().cpu().numpy()
-            position = np.unravel_index(rng.choice(len(chances), p=chances / chances.sum()), sizes)
-            top, left = (
-                int(np.clip(at - rng.integers(length), 0, size - length))
-                for at, length, size in zip(position, crop, sizes, strict=True)
-            )
-            rows, columns = slice(top, top + crop[0]), slice(left, left + crop[1])
-            if first <= pick < first + own:
-                pairs.append((predicted[pick - first, :, rows, columns], wanted[pick, :, rows, columns]))
-        if not pairs:
-            return predicted.sum() * 0
-        shown, real = (torch.stack(parts) for parts in zip(*pairs, strict=True))
-        with torch.no_grad():
-            target = self._autoencoder.decode(real).float()
-        seen = self._seen(target, self._autoencoder.decode(shown).float())
-        return seen.sum() * processes.count() / count
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """As the denoiser's; and ``seen``, the distance of frames predicted in one step, by the network in training."""
@@ -138,8 +98,5 @@ class PerceptualTask(DenoiserTask):
         generator = step_generator(self._seed, 0, self._device)
         noise = torch.randn(1, *target.shape, generator=generator, device=self._device)
         predicted = sample_next(self._denoiser, past, held, noise, SamplerConfig(STUDENT_STEPS)).float()
-        pairs = [(self._autoencoder.decode(part).float() for part in pair) for pair in zip(
-            target.float().split(4), predicted.split(4), strict=True
-        )]  # fmt: skip
-        figures["seen"] = float(torch.cat([self._seen(*pair) for pair in pairs]).mean())
+        figures["seen"] = self._looks.whole(predicted, target)
         return figures, pictures

@@ -31,11 +31,14 @@ from gamengen.training import step_generator
 from recorder.episodes import EpisodeInfo, read_results
 from recorder.recording import Recording, split_held_out
 
+WEAPON, AMMUNITION = "SELECTED_WEAPON", "SELECTED_WEAPON_AMMO"
+COUNTED = (*LEVELS, WEAPON)  # the held weapon by the number of its slot
 MOST_CHANGES = 32  # kinds of change of a level
 COVERED = 0.95  # of its changes they must be, or it is no count
 RIDGE = 10.0  # frames that pull the pictures towards 0
 VITAL = "HEALTH"  # of which nothing may be left
 CLEAR = 0.5  # share of a position's variance that the counts must explain to be read there
+READERS = 64  # positions that tell what is held
 LATENT_NOISE = 0.3  # at most: generated latents are not as clean as encoded ones
 CHUNK = 2048
 READ_FRAMES = 512
@@ -91,16 +94,27 @@ def find_lost(infos: Sequence[EpisodeInfo], config: TallyConfig) -> dict[Path, f
 
 def read_counts(path: Path, names: Sequence[str], config: TallyConfig) -> np.ndarray:
     """What is counted in an episode (N, L) float32, whose variables are called ``names``."""
-    return read_results(path)[1][:, [names.index(name) for name in config.levels]].round().astype(np.float32)
+    counts = read_results(path)[1][:, [names.index(name) for name in config.levels]].round().astype(np.float32)
+    return _with_none(counts, config.levels)
+
+
+def _with_none(values: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """The same values (N, L) of levels called ``names``, with no weapon in hand, which is -1 in Doom, as 0."""
+    weapon = [name == WEAPON for name in names]
+    return np.where(weapon, np.maximum(values, 0), values)
 
 
 def find_levels(recording: Recording) -> dict[str, tuple[tuple[float, float], tuple[float, ...]]]:
-    """Which game variables the score bar of this game counts: the range of each, and what it changes by."""
+    """Which game variables of this game are shown and can be counted: the range of each, and what it changes by.
+
+    Ammunition can be where it is of one weapon in nearly all frames. The held weapon is counted where that cannot: the
+    changes of both would be drawn apart, and they come together.
+    """
     infos = recording.episodes()
     names = infos[0].variable_names
-    episodes = [read_results(info.path)[1].round() for info in infos]
+    episodes = [_with_none(read_results(info.path)[1].round(), names) for info in infos]
     found = {}
-    for name in LEVELS:
+    for name in COUNTED:
         if name not in names:
             continue
         values = [part[:, names.index(name)] for part in episodes]
@@ -112,6 +126,8 @@ def find_levels(recording: Recording) -> dict[str, tuple[tuple[float, float], tu
         kept = np.argsort(-often, kind="stable")[:MOST_CHANGES]
         if often[kept].sum() >= COVERED * often.sum():
             found[name] = ((float(low), float(high)), tuple(sorted([0.0, *map(float, kinds[kept])])))
+    if AMMUNITION in found:
+        found.pop(WEAPON, None)
     return found
 
 
@@ -123,7 +139,8 @@ def make_tally(
     channels, height, width = latents[0].latents.shape[1:]
     ranges, changes = zip(*found.values(), strict=True)
     config = TallyConfig(
-        context, channels, latents[0].actions.shape[1], height, width, tuple(found), ranges, changes
+        context, channels, latents[0].actions.shape[1], height, width, tuple(found), ranges, changes,
+        named=(WEAPON,) if WEAPON in found else (),
     )  # fmt: skip
     if VITAL in found:
         mortal = replace(config, vital=VITAL)
@@ -132,6 +149,7 @@ def make_tally(
     train = with_counts(recording, config, latents)[0]
     tally = Tally(config).to(device)
     find_pictures(tally, train)
+    find_names(tally, train)
     tally.config = replace(config, late=find_delay(tally, train))
     return tally
 
@@ -156,11 +174,52 @@ def find_pictures(tally: Tally, episodes: LatentEpisodes) -> None:
     tally.clear.copy_(torch.where(left < (1 - CLEAR) * whole, 1 / left.clamp(min=1e-4), 0.0))
 
 
+@torch.no_grad()
+def find_names(tally: Tally, episodes: LatentEpisodes) -> None:
+    """Set by what named levels are read: by ridge regression of which value it is on the positions that tell most.
+
+    A weapon stands before a world that moves: to compare it with a mean picture is wrong in a fifth of all frames.
+    """
+    config, counts, device = tally.config, episodes.counts, tally.pictures.device
+    assert counts is not None
+    frames, size = len(counts), tally.pictures[0].numel()
+    for name in config.named:
+        level, where = config.levels.index(name), config.names(name)
+        values = torch.arange(where.stop - where.start) + int(config.ranges[level][0])
+        is_value = (counts[:, level, None].cpu() == values).float().to(device)
+        often = is_value.mean(0)
+        mean, square = torch.zeros(2, size, device=device)
+        means = torch.zeros(len(values), size, device=device)
+        for part, latents in _parts(episodes, device):
+            mean += latents.sum(0) / frames
+            square += latents.square().sum(0) / frames
+            means += is_value[part].T @ latents / frames
+        between = (means / often.clamp(min=1 / frames)[:, None] - mean).square() * often[:, None]
+        told = between.sum(0) / (square - mean.square()).clamp(min=1e-6)
+        positions = told.view(config.channels, -1).mean(0).topk(min(READERS, config.height * config.width)).indices
+        kept = torch.arange(size, device=device).view(config.channels, -1)[:, positions].flatten()
+        gram = RIDGE * torch.eye(len(kept), dtype=torch.float64, device=device)
+        seen = torch.zeros(len(kept), len(values), dtype=torch.float64, device=device)
+        for part, latents in _parts(episodes, device):
+            beside = (latents - mean)[:, kept]
+            gram += (beside.T @ beside).double()
+            seen += (beside.T @ (is_value[part] - often)).double()
+        readers = torch.zeros(len(values), size, device=device)
+        readers[:, kept] = torch.linalg.solve(gram, seen).T.float()
+        tally.readers[where] = readers.view_as(tally.readers[where])
+        tally.usual[where] = torch.stack([often - readers @ mean, often], dim=1)
+
+
+def _parts(episodes: LatentEpisodes, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """All frames, some at a time: their numbers (B,), and their latents (B, C h w) on ``device``."""
+    for part in torch.arange(len(episodes.latents)).split(CHUNK):
+        yield part, episodes.latents[part].to(device).float().flatten(1)
+
+
 def _facts(tally: Tally, episodes: LatentEpisodes) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """All frames, some at a time: their facts (B, T), and their latents (B, C h w)."""
-    for part in torch.arange(len(episodes.latents)).split(CHUNK):
-        told = tally.facts(episodes.history(part).to(tally.pictures.device))
-        yield told, episodes.latents[part].to(tally.pictures.device).float().flatten(1)
+    for part, latents in _parts(episodes, tally.pictures.device):
+        yield tally.facts(episodes.history(part).to(latents.device)), latents
 
 
 @torch.no_grad()

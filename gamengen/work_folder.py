@@ -12,6 +12,7 @@ from torch import nn
 from agents.errors import CheckpointError, DataError
 from gamengen.autoencoder import FACTOR
 from gamengen.checkpoints import Checkpoint
+from gamengen.evaluation.lpips import Lpips
 from gamengen.latents import weights_hash
 from gamengen.processes import first_goes_first, is_first
 from recorder.recording import Recording, write_json
@@ -94,15 +95,25 @@ def note_beginning(init: Checkpoint, folder: Path) -> None:
 
 def check_made_for(folder: Path, part: str, model: nn.Module) -> None:
     """See that what ``folder`` holds was trained for this very ``part`` of the model, and note that it is."""
-    path = folder / f"{part}.json"
+    _check_note(folder, part, weights_hash(model), f"for another {part}")
+
+
+def check_trained_by(folder: Path, eyes: Lpips | None) -> None:
+    """See that what ``folder`` holds was trained with ``eyes`` that compare pictures, or without, and note it."""
+    given = "" if eyes is None else eyes.network
+    _check_note(folder, "eyes", given, "with LPIPS weights" if eyes is None else "without LPIPS weights")
+
+
+def _check_note(folder: Path, name: str, value: str, what: str) -> None:
+    path = folder / f"{name}.json"
     try:
-        if path.is_file() and not was_made_for(folder, part, model):
-            what = f"the {folder.name} in the work folder was trained for another {part}"
+        if path.is_file() and _read_note(path) != {name: value}:
+            what = f"the {folder.name} in the work folder was trained {what}"
             raise CheckpointError(what, folder, "delete this folder to train it anew")
         with first_goes_first():
             folder.mkdir(parents=True, exist_ok=True)
             if is_first():
-                write_json(path, {part: weights_hash(model)})
+                write_json(path, {name: value})
     except OSError as error:
         raise CheckpointError(f"cannot use it ({error})", path, "delete this folder to train it anew") from error
 
@@ -110,7 +121,11 @@ def check_made_for(folder: Path, part: str, model: nn.Module) -> None:
 def was_made_for(folder: Path, part: str, model: nn.Module) -> bool:
     """Whether ``folder`` notes that what it holds was trained for this very ``part`` of the model."""
     path = folder / f"{part}.json"
+    return path.is_file() and _read_note(path) == {part: weights_hash(model)}
+
+
+def _read_note(path: Path) -> dict[str, str]:
     try:
-        return path.is_file() and json.loads(path.read_text()) == {part: weights_hash(model)}
+        return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot use it ({error})", path, "delete this folder to train it anew") from error

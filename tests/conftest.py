@@ -73,15 +73,24 @@ def tiny(tiny_work: Path) -> Path:
 @pytest.fixture(scope="session")
 def lpips_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """LPIPS weights of the right shapes that have learned nothing. Do not change the file."""
+    return _save_lpips(tmp_path_factory.mktemp("lpips") / "lpips.safetensors", "alex")
+
+
+@pytest.fixture(scope="session")
+def vgg_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``lpips_weights``, of the network that is trained by."""
+    return _save_lpips(tmp_path_factory.mktemp("lpips") / "vgg.safetensors", "vgg")
+
+
+def _save_lpips(path: Path, network: str) -> Path:
     import torch
     from safetensors.torch import save_file
 
     from gamengen.evaluation.lpips import FORMAT, VERSION, Lpips
 
-    path = tmp_path_factory.mktemp("lpips") / "lpips.safetensors"
     torch.manual_seed(0)
-    state = {name: value.abs() if "heads" in name else value for name, value in Lpips().state_dict().items()}
-    save_file(state, path, {"format": FORMAT, "version": VERSION, "network": "alex"})
+    state = {name: value.abs() if "heads" in name else value for name, value in Lpips(network).state_dict().items()}
+    save_file(state, path, {"format": FORMAT, "version": VERSION, "network": network})
     return path
 
 

@@ -228,3 +228,30 @@ def test_a_policy_reaches_every_button_and_axis(actions: ActionSet, count: int) 
     assert (table.max(0) == 1).all()
     assert (table[:, len(actions.buttons) :].min(0, initial=-1) == -1).all()
     actions.check(table)
+
+
+ARMED = ActionSet((*KEYS.buttons, *(f"SELECT_WEAPON{slot}" for slot in range(1, 8))))
+
+
+def test_scripted_draws_a_loaded_weapon_once() -> None:
+    have = {"WEAPON2": 1.0, "AMMO2": 50.0, "WEAPON3": 1.0, "AMMO3": 8.0, "WEAPON5": 1.0, "AMMO5": 0.0}
+
+    def asked(held: float) -> dict[str, float]:
+        return dict(zip(ARMED.names, 6 * scripted([], ARMED, **have, SELECTED_WEAPON=held), strict=True))
+
+    assert asked(2.0)["SELECT_WEAPON3"] == pytest.approx(1, abs=0.15), "asked for once, then waited for"
+    assert asked(2.0)["SELECT_WEAPON5"] < 0.15, "it has no ammunition"
+    assert asked(3.0)["SELECT_WEAPON3"] < 0.15, "it is in the hand"
+
+
+def test_scripted_aims_ahead_with_a_rocket_launcher() -> None:
+    """500 ahead, 5 a tic to the left, rocket 20 a tic from tic 8 on: 375 t^2 - 700 t - 254900 = 0, t = 27.0."""
+    aims = {}
+    for weapon in (2, 5):
+        agent: Any = make_agent("scripted", KEYS)
+        for moment in range(4):
+            enemy = Label("Monster", "Demon", 140, px=500.0, py=10.0 * moment)
+            place = {"POSITION_X": 0.0, "POSITION_Y": 0.0, "ANGLE": 0.0, "SELECTED_WEAPON": weapon}
+            aims[weapon] = agent._aim(enemy, place, 320)
+    assert aims[2] == 160
+    assert aims[5] == pytest.approx(160 * (1 - 205 / 500), abs=3)

@@ -17,6 +17,7 @@ from torch import nn
 
 import engine.benchmark
 import engine.endurance
+import engine.game
 import engine.latency
 import gamengen.device_limits
 import gamengen.train_speed
@@ -70,7 +71,8 @@ def test_rows_are_all_combinations(folder: Path, capsys: pytest.CaptureFixture[s
     threads = torch.get_num_threads()
     report = measure_speed(options)
     torch.set_num_threads(threads)
-    assert set(report) == {"device", "threads", "versions", "ceiling", "rows"}
+    assert set(report) == {"device", "threads", "versions", "ceiling", "ceilings", "rows"}
+    assert list(report["ceilings"]) == list(dict.fromkeys(row["dtype"] for row in report["rows"]))
     assert {"python", "torch", "numpy"} <= set(report["versions"])
     assert [(row["batch"], row["steps"]) for row in report["rows"]] == [(1, 1), (1, 2), (3, 1), (3, 2)]
     for row in report["rows"]:
@@ -98,11 +100,13 @@ def test_a_frame_of_more_steps_reads_more_weights(made_up: MakeUp) -> None:
 
 def test_the_table_as_markdown(tmp_path: Path) -> None:
     row = {**dict.fromkeys(SHOWN, 1.5), "ceiling_share": 0.5, "ci95_fps": None}
-    report = {"device": "a machine", "versions": {"torch": "3"}, "ceiling": {"gflops": 400.0, "gbytes_per_s": 30.0},
-              "rows": [row]}  # fmt: skip
+    ceilings = {
+        "bfloat16": {"gflops": 400.0, "gbytes_per_s": 30.0}, "float32": {"gflops": 100.0, "gbytes_per_s": 20.0},
+    }  # fmt: skip
+    report = {"device": "a machine", "versions": {"torch": "3"}, "ceilings": ceilings, "rows": [row]}
     write_markdown(tmp_path / "new" / "bench.md", report)
     text = (tmp_path / "new" / "bench.md").read_text()
-    assert "a machine; torch 3. Ceiling: 400 GFLOP/s, 30 GB/s." in text
+    assert "Ceiling: bfloat16 400 GFLOP/s, 30 GB/s; float32 100 GFLOP/s, 20 GB/s." in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1 and len(lines) == 3
     assert "50 %" in lines[-1] and " - " in lines[-1]
@@ -187,6 +191,46 @@ def test_soak(made_up: MakeUp) -> None:
     assert [row["minute"] for row in found["windows"]] == pytest.approx([0.001 * n for n in range(1, 11)], abs=0.006)
     assert all(row["fps"] > 0 and row["memory_mb"] > 0 for row in found["windows"])
     assert {"fps_change", "memory_change_mb"} <= set(found)
+
+
+def test_a_row_by_hand(made_up: MakeUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the frames take 0.1 s, half 0.3 s, and each step 6 GFLOP of a device that does 50 a second."""
+    monkeypatch.setattr(engine.benchmark, "play_random", lambda game, n, rng: [0.1] * (n // 2) + [0.3] * (n - n // 2))
+    monkeypatch.setattr(engine.benchmark, "median_seconds", lambda *_: 0.002)
+    monkeypatch.setattr(engine.benchmark, "count_work", lambda *_: gamengen.device_limits.Work(6.0, 10, 0.5))
+    for batch in (1, 3):
+        game = NeuralGame(made_up(), "cpu", 1, batch=batch, dtype="float32")
+        row = engine.benchmark._measure_row(game, 20, {"gflops": 50.0, "gbytes_per_s": 1e9})
+        assert (row["fps"], row["p50_ms"], row["p99_ms"], row["denoise_ms"]) == (5 * batch, 200, 300, 2)
+        assert (row["gflop_per_frame"], row["bound"], row["bound_ms"]) == (6 / batch, "compute", 120)
+        assert row["ceiling_share"] == 0.6
+        assert row["ci95_fps"] == pytest.approx(2.262 * 10 / 9 * batch, abs=0.01), "ten blocks, of 10 and 3.33 a second"
+
+
+def test_as_many_threads_as_asked_for(made_up: MakeUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(engine.game, "_cores", lambda: 16)
+    try:
+        for asked, expected in ((3, 3), (None, 8)):
+            options = BenchOptions(device="cpu", threads=asked)
+            engine.benchmark.start_game(made_up(), options, "float32", "eager", 1, 1)
+            assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_soak_tells_changes_from_the_second_window_on(made_up: MakeUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[int] = []
+
+    def held() -> float:
+        done.append(0)
+        return 100.0 + 10 * len(done)
+
+    monkeypatch.setattr(engine.endurance, "play_random", lambda game, n, rng: [0.1 * (1 + len(done))] * n)
+    monkeypatch.setattr(engine.endurance, "held_mb", held)
+    found = soak(NeuralGame(made_up(), "cpu", 1, dtype="float32"), 1e-4)
+    assert (found["fps_change"], found["memory_change_mb"]) == (-0.8, 80)
 
 
 def test_soak_counts_the_frames_of_all_games(made_up: MakeUp, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,7 +229,7 @@ FAULTS: list[tuple[str, str, Damage]] = [
     ("frames of another size", "stored starts do not fit",
      change_tensors("spawns.safetensors", frames=torch.zeros(3, 32, 80, 3, dtype=torch.uint8))),
     ("spawn size", "stored starts do not fit", change_config(height=64)),
-    ("version", f"format version 3, this program reads 1 and {FORMAT_VERSION}", change_config(format_version=3)),
+    ("version", f"format version 4, this program reads 1, 2 and {FORMAT_VERSION}", change_config(format_version=4)),
     ("version", "format version None", drop_config("format_version")),
     ("config", "cannot read it", replace_by("config.json", b"{")),
     ("config", "cannot read it", replace_by("config.json", b"\xff\xfe\x00")),
@@ -409,8 +409,14 @@ def test_weights_in_bytes(folder: Path, checkpoint: Checkpoint) -> None:
     assert {name: value.dtype for name, value in stored.items()} == {
         "large": torch.int8, "large.scale": torch.float32, "small": torch.float16, "bias": torch.float16,
     }  # fmt: skip
+    assert len(stored["large"]) == 31, "what is 0 takes no room"
     restored = restored_weights(stored)
     assert list(restored) == ["large", "small", "bias"]
+    assert not restored["large"][3].any()
+    rows = weight.flatten(1)
+    scale = (rows.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    before = {"large": (rows / scale[:, None]).round().to(torch.int8).view(weight.shape), "large.scale": scale}
+    assert torch.equal(restored_weights(before)["large"], restored["large"]), "as format version 2 has it"
     steps = weight.flatten(1).abs().amax(1)[:, None, None, None] / 127
     assert ((restored["large"] - weight).abs() <= 0.51 * steps).all()
     again = stored_weights(restored)

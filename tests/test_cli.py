@@ -17,8 +17,12 @@ import torch
 
 import gamengen
 import gamengen.checkpoints
+from engine.frame_times import PlaySummary
+from engine.game import NeuralGame
+from engine.window import WindowOptions
 from gamengen import cli, commands
 from gamengen.cli import COMMANDS, main, overview
+from recorder.recording import Recording
 
 ROOT = Path(__file__).parents[1]
 Run = Callable[..., tuple[int, str, str]]
@@ -467,3 +471,49 @@ def test_threads_do_not_spin_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(SystemExit):
             cli.main(["info"])
         assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+def test_data_commands_and_their_exit_codes(run: Run, make_recording: Callable[..., Recording], tmp_path: Path) -> None:
+    recording = make_recording(tmp_path / "data", (6, 5, 7))
+    assert run("data", "verify", "data")[0] == 0
+    shown = ("--rows", "1", "--columns", "2", "--seconds", "0.1")
+    assert run("data", "preview", "data", "--out", "p", *shown, "--json", "p.json")[0] == 0
+    assert json.loads((tmp_path / "p.json").read_text())["episodes"] == 1
+    assert run("data", "export", "data", "--out", "x", "--format", "npz")[0] == 0
+    assert (tmp_path / "x" / "000002.npz").is_file()
+    path = recording.episode_path(1)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    code, _, err = run("data", "verify", "data", "--json", "v.json")
+    assert code == 1 and err.splitlines()[-1].startswith("error: 1 of 3 episodes are damaged: 000001.h5 (")
+    assert len(json.loads((tmp_path / "v.json").read_text())["bad"]) == 1
+    assert run("data", "verify", "data", "--repair")[0] == run("data", "verify", "data")[0] == 0
+    assert (tmp_path / "data" / "quarantine" / "000001.h5").is_file()
+
+
+def test_told_to_end_it_leaves_in_order(tmp_path: Path) -> None:
+    code = (
+        "import time\nfrom gamengen import cli, commands\n"
+        "commands.Info.run = lambda self: (print('on', flush=True), time.sleep(60))\ncli.main(['info'])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path,
+        stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stdout.readline() == "on\n"
+        process.terminate()
+        assert process.wait(30) == 143
+
+
+def test_what_play_hands_to_the_window(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    given: list[Any] = []
+
+    def play(game: NeuralGame, options: WindowOptions) -> PlaySummary:
+        given.append((game.spawn, game.steps, options))
+        return PlaySummary(0, 0.0, 0.0, 0.0, 0.0)
+
+    monkeypatch.setattr("engine.window.play_window", play)
+    words = "--device cpu --spawn 5 --steps 2 --seed 3 --scale 2 --mouse-speed 1.5 --uncapped --fullscreen --frames 4"
+    assert run("play", "--checkpoint", str(tiny), *words.split())[0] == 0
+    window = WindowOptions(scale=2, fullscreen=True, uncapped=True, mouse_speed=1.5, frames=4, seed=3)
+    assert given == [(5, 2, window)]

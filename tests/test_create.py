@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 
 import gamengen.checkpoints
+import gamengen.create
 from agents.errors import CheckpointError, DataError, GamengenError, OptionError, SpecError
 from engine.game import NeuralGame
 from gamengen.autoencoder import Autoencoder
@@ -112,9 +113,9 @@ def test_from_the_shipped_checkpoint_with_short_episodes(
     assert {path: path.read_text() for path in logs} == logs
 
 
-def test_a_student_trained_by_what_is_seen(make_recording: Make, lpips_weights: Path, tmp_path: Path) -> None:
+def test_a_student_trained_by_what_is_seen(make_recording: Make, vgg_weights: Path, tmp_path: Path) -> None:
     make_recording(tmp_path / "data", (8, 9, 10))
-    summary = create_game(options(tmp_path / "seen", lpips_weights=lpips_weights))
+    summary = create_game(options(tmp_path / "seen", lpips_weights=vgg_weights))
     assert list(summary["stages_seconds"])[3:6] == ["denoiser", "student", "perceptual"]
     student, seen = (torch.load(tmp_path / "work" / name / "state.pt")["average"] for name in ("student", "perceptual"))
     assert any(not torch.equal(value, seen[name]) for name, value in student.items())
@@ -339,6 +340,26 @@ def test_a_plan_stays(make_recording: Make, tmp_path: Path) -> None:
     (tmp_path / "work" / "stages.json").write_text('{"remembered": {"plan": {"frames": 3}}}')
     with pytest.raises(CheckpointError, match="the plan is damaged"):
         create_game(options(tmp_path / "out"))
+
+
+def test_stopped_in_the_denoiser_it_keeps_its_minutes(
+    make_recording: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was spent before is counted by the training itself."""
+    make_recording(tmp_path / "data", (8, 9, 10))
+    given: list[float] = []
+
+    def stopped(stage: Stage, autoencoder: Any, latents: Any, training: TrainOptions) -> None:
+        assert training.minutes is not None
+        given.append(training.minutes)
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gamengen.create, "fit_denoiser", stopped)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            create_game(options(tmp_path / "out", minutes=0.2, autoencoder_minutes=0.005, denoiser_minutes=None))
+    assert given[0] == given[1] > 0.01
 
 
 def test_short_recordings_have_enough_episodes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,14 @@ def test_a_report_that_cannot_be_written_is_told_at_once(
     monkeypatch.setattr(gamengen.evaluation.evaluate, "measure_windows", None)  # not even begun
     with pytest.raises(DataError, match="cannot write the report"):
         evaluate_checkpoint(checkpoint, recording, tmp_path / "file" / "out", SMALL, "cpu")
+
+
+def test_of_one_episode_no_actions_are_read(checkpoint: Checkpoint, tmp_path: Path, make_recording: Make) -> None:
+    """It is told at once, and what needs no others is measured."""
+    alone = make_recording(tmp_path / "alone", (40,), **UNSEEN)
+    with pytest.raises(DataError, match="it has one episode.* leave out actions, agent, long"):
+        evaluate_checkpoint(checkpoint, alone, None, replace(SMALL, measures=("actions",)), "cpu")
+    assert evaluate_checkpoint(checkpoint, alone, None, SMALL, "cpu")["episodes"] == 1
 
 
 def test_a_trained_checkpoint_on_the_real_game(tiny_work: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,9 @@ def test_events_are_told_by_the_variables() -> None:
     assert events_at(np.array([[90.0, 0], [100, 1], [90, 1]]), names) == {"hurt": True, "kill": False}
     assert events_at(np.array([[90.0, 0], [90, 1]]), names) == {"hurt": False, "kill": True}
     assert events_at(np.zeros((2, 0)), ()) == {}
+    names = ("SELECTED_WEAPON", "SELECTED_WEAPON_AMMO")
+    assert events_at(np.array([[2.0, 50], [2, 49]]), names) == {"shot": True}
+    assert events_at(np.array([[2.0, 50], [3, 20]]), names) == {"shot": False}, "another weapon has other ammunition"
 
 
 def test_a_perfect_model(oracle: tuple[Callable[..., Oracle], list[Start]], rare: RareBlocks) -> None:
@@ -406,3 +410,53 @@ def test_a_play_that_stands_still_does_not_turn() -> None:
         assert span["real"] == {"right_way": 1, "degrees": 6}
         assert span["neural"] == {"right_way": 0, "degrees": 0}
     assert summarise_turns({"turning": still, "real_turned": real, "turned": real}) is None
+
+
+def test_once_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real game turns by 9 degrees a frame, the neural one by half of that: after a circle it looks back."""
+    keys = ActionSet(("TURN_LEFT", "TURN_RIGHT", "ATTACK"))
+
+    def view(angle: float) -> np.ndarray:
+        return np.random.default_rng(round(2 * angle)).integers(0, 256, (48, 80, 3), np.uint8)
+
+    class Carousel:
+        def seek(self, info: Any, at: int) -> bool:
+            self.info = {"ANGLE": 355.0}
+            return True
+
+        def step(self, held: np.ndarray) -> np.ndarray:
+            self.info = {"ANGLE": (self.info["ANGLE"] + 9 * float(held[0] - held[1])) % 360}
+            return view(self.info["ANGLE"])
+
+        def follow(self, script: np.ndarray) -> list[np.ndarray]:
+            return [self.step(held) for held in script]
+
+    def play(frames: Any, actions: Any, choose: Any, count: int, seed: int) -> Any:
+        angle, shown = 355.0, frames[:, -1]
+        for step in range(count):
+            held = choose(step, shown)[0]
+            angle = (angle + 4.5 * float(held[0] - held[1])) % 360
+            shown = view(angle)[None]
+            yield shown
+
+    start = SimpleNamespace(frames=np.stack([view(355.0)] * 4), actions=np.zeros((4, 3), np.float32))
+    monkeypatch.setattr(real_references, "read_episode", lambda *_: start)
+    subject = SimpleNamespace(context=4, config=SimpleNamespace(action_set=keys), play=play)
+    info = SimpleNamespace(path=None, variable_names=("ANGLE",))
+    found: Any = real_references.measure_return(subject, Carousel(), (info, 0), 0)  # type: ignore[arg-type]
+    circle, back = found["full_circle"], found["there_and_back"]
+    assert (float(circle["frames"]), circle["real"], back["real"], back["neural"]) == (40, 60, 60, 60)
+    assert max(circle["neural"], circle["away"], back["away"]) < 15
+
+
+def test_still_moving_and_turning_frames_are_told_apart() -> None:
+    names = ("autoencoder", "copy_last", "1", "2", "4", "8")
+    values = {"owner": np.arange(4.0), "degrees": np.array([0, 2.9, -3.0, 7.0]), "rare_share": np.zeros(4)}
+    for name in names:
+        values[f"psnr/{name}"] = np.array([40.0, 20, 22, 24] if name == "copy_last" else [30.0, 26, 28, 30])
+        values[f"ssim/{name}"] = np.ones(4)
+    motion = teacher_forced.summarise_windows(values)["motion"]
+    told = {kind: (row["share"], row["copy_last"], row["1"]) for kind, row in motion.items()}
+    assert told == {"still": (0.25, 40, 30), "moving": (0.75, 22, 28), "turning": (0.5, 23, 29)}
+    angles = np.array([[358.0], [2.0]])
+    assert [teacher_forced._turned(part, ("ANGLE",)) for part in (angles, angles[::-1])] == [4, -4]

@@ -189,6 +189,30 @@ def test_what_it_sees_matters(made_up: Callable[..., Checkpoint]) -> None:
         assert torch.equal(geometry(older, *given[1:])[0], flow)
 
 
+def test_told_motions_are_those_of_a_pinhole_camera() -> None:
+    """Points of the world projected from both places, by the lens alone: forward, aside, turn and up at once."""
+    lens, (height, width, cell) = Lens(), (12, 16, 8)
+    cameras = np.array([[100.0, -40, 41, 0.7], [112.0, -33, 44, 0.95]])
+    depth = np.random.default_rng(0).uniform(60, 400, (height, width))
+    y, x = np.mgrid[:height, :width]
+    across, down = (x + 0.5) / width, (y + 0.5) / height
+
+    def axes(angle: float) -> tuple[np.ndarray, np.ndarray]:  # ahead, to the right
+        return np.array([math.cos(angle), math.sin(angle)]), np.array([math.sin(angle), -math.cos(angle)])
+
+    ahead, right = axes(cameras[1, 3])
+    place = cameras[1, :2] + depth[..., None] * ahead + ((across - 0.5) / lens.focal_x * depth)[..., None] * right
+    z = cameras[1, 2] - (down - lens.horizon) / lens.focal_y * depth
+    ahead, right = axes(cameras[0, 3])
+    away = place - cameras[0, :2]
+    was_x = 0.5 + lens.focal_x * (away @ right) / (away @ ahead)
+    was_y = lens.horizon + lens.focal_y * (cameras[0, 2] - z) / (away @ ahead)
+    expected = np.stack([(was_x - across) * width * cell, (was_y - down) * height * cell])
+    inverse = 1 / torch.from_numpy(depth).float()[None, None]
+    found = motion_flow(inverse, motions_between(torch.from_numpy(cameras)), lens, cell)[0]
+    np.testing.assert_allclose(found.numpy(), expected, atol=0.02)
+
+
 def test_a_mover_adds_the_last_frame_moved(made_up: Callable[..., Checkpoint]) -> None:
     checkpoint = made_up(geometry=True)
     assert checkpoint.geometry is not None

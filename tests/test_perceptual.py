@@ -78,7 +78,7 @@ def test_the_recorded_frame_is_looked_at_after_real_ones_alone(
         found.append(wanted)
         return predicted.sum() * 0
 
-    monkeypatch.setattr(task, "_distance", note)
+    monkeypatch.setattr(task._looks, "distance", note)
     for step in range(3):
         drawn = copy.deepcopy(task)._draw(np.random.default_rng([0, step]), 3)
         task.loss(step, 0.0)
@@ -104,9 +104,24 @@ def test_what_is_unusual_is_looked_at(game: tuple[Checkpoint, list[LatentEpisode
     latents[:, :, 14, 0] = 1
     weights = torch.zeros(8, 15, 20)
     weights[:, 14, 0] = 1
-    task._distance(latents, latents, weights, np.random.default_rng(0))
+    task._looks.distance(latents, latents, weights, np.random.default_rng(0))
     assert seen[0].shape == (2, 8, 8, 10)
     assert (seen[0].amax(dim=(1, 2, 3)) == 1).all()
+
+
+def test_where_it_picks_from(game: tuple[Checkpoint, list[LatentEpisodes]]) -> None:
+    class Eyes(nn.Module):
+        def forward(self, real: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+            return other.mean(dim=(1, 2, 3))
+
+    looks = make_task(game, Eyes())._looks
+    looks._autoencoder.decode = lambda latents: latents  # type: ignore[method-assign]
+    latents = torch.arange(8.0)[:, None, None, None].expand(8, 8, 15, 20)
+    distances = [
+        float(looks.distance(latents, latents, torch.ones(8, 15, 20), np.random.default_rng(seed), 3))
+        for seed in range(20)
+    ]
+    assert set(distances) == {0.5, 1.0, 1.5}, "means of two of the first three"
 
 
 def test_resumed_equals_uninterrupted(
@@ -132,7 +147,7 @@ def test_where_nothing_is_seen_there_is_a_gradient_too() -> None:
 
 
 def test_the_command(
-    make_recording: Make, made_up: MakeUp, lpips_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_recording: Make, vgg_weights: Path, lpips_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_recording(tmp_path / "data", (12, 13, 14))
     few = TrainOptions(steps=2)
@@ -147,7 +162,7 @@ def test_the_command(
             main(["train", "perceptual", *paths])
         return capsys.readouterr().err
 
-    start = ("--init", "game", "--lpips-weights", str(lpips_weights))
+    start = ("--init", "game", "--lpips-weights", str(vgg_weights))
     train(*start, "--outcome-minutes", "0.01")
     plain, sharper = load_checkpoint(tmp_path / "game"), load_checkpoint(tmp_path / "sharper")
     assert (plain.config.sampler.steps, sharper.config.sampler.steps) == (4, 1)
@@ -158,7 +173,9 @@ def test_the_command(
     assert NeuralGame(sharper, "cpu").tells_outcome
 
     assert "no file of LPIPS weights here" in train("--init", "game", "--lpips-weights", "nowhere")
+    told = train("--init", "game", "--lpips-weights", str(lpips_weights))
+    assert "LPIPS of alex" in told and "gamengen lpips --network vgg" in told
     assert "--outcome-minutes" in train(*start, "--outcome-minutes", "-1")
     make_recording(tmp_path / "other", (12, 13, 14), fps=20.0, frame_skip=2)
     assert "the recording is of another game than the checkpoint" in train(*start, data="other")
-    assert "no such checkpoint" in train("--init", "nothing", "--lpips-weights", str(lpips_weights))
+    assert "no such checkpoint" in train("--init", "nothing", "--lpips-weights", str(vgg_weights))

@@ -107,6 +107,17 @@ def test_a_game_that_ends_starts_anew(made_up: MakeUp) -> None:
     assert table.step()[seat].number == 2
 
 
+def test_an_ended_game_is_shown_to_its_end_and_the_next_stands_at_a_start(made_up: MakeUp) -> None:
+    checkpoint = telling(made_up, ends=9.0)
+    game = NeuralGame(checkpoint, "cpu", 1, batch=2, dtype="float32")
+    table = Players(game)
+    seat, _ = table.join(0)
+    assert checkpoint.spawns.frames is not None
+    picture, starts = table.step()[seat], checkpoint.spawns.frames.numpy()
+    assert picture.ended and not any(np.array_equal(picture.frame, start) for start in starts)
+    assert any(np.array_equal(game.frame[seat], start) for start in starts)
+
+
 def test_the_next_game_depends_on_nobody_else(made_up: MakeUp) -> None:
     """Who ends when beside one does not say where one starts anew."""
 

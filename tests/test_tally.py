@@ -463,6 +463,9 @@ def test_stages_by_hand(basic_recording: Path, tmp_path: Path) -> None:
     assert matched.config.training["minutes"].keys() == {"tally", "denoiser", "matched", "recount", "outcome"}
     game = NeuralGame(matched, "cpu")
     assert game.step([0] * game.action_set.size).any()
+    (work / "denoiser" / "tally.json").write_text('{"tally": "before"}')
+    with pytest.raises(CheckpointError, match="the denoiser in the work folder was trained for another tally"):
+        match(data, work, tmp_path / "matched", untold, few, 0.01, "cpu")
     with pytest.raises(CheckpointError, match="recount .* another denoiser"):
         tell_score(data, work, tmp_path / "at-once", untold, few, 0.01, "cpu")
     shutil.rmtree(work / "recount")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +14,14 @@ import pytest
 from fake_game import DEFEND, FakeGame
 from PIL import Image
 
+import engine.window
 from agents.actions import ActionSet
 from agents.errors import DataError, DisplayError, OptionError
 from engine.frame_times import FrameTimes
 from engine.panels import fit_frame
 from engine.session import HISTORY_FRAMES, MESSAGE_SECONDS, PlaySession
 from engine.window import PlayWindow, WindowOptions, play_window
+from gamengen.outcome import Outcome
 
 
 def post(kind: int, **values: object) -> None:
@@ -255,6 +258,63 @@ def test_help_and_overlay_are_drawn(window, game):
         tap(key)
         window.tick()
         np.testing.assert_array_equal(pygame.surfarray.array3d(window.screen), plain)
+
+
+def test_the_figures_of_a_game_that_tells_outcomes(window, game):
+    levels = {"HEALTH": np.array([73.4]), "SELECTED_WEAPON_AMMO": np.array([12.0])}
+    told, step = Outcome(np.ones(1), np.zeros(1), {"KILLCOUNT": np.ones(1)}, levels), game.step
+
+    def telling(action):
+        frame = step(action)
+        game.outcome = told
+        return frame
+
+    game.step = telling
+    window.session.times.percentiles = lambda *_: (1.0, 2.0)
+    tap(pygame.K_F2)
+    press(pygame.K_LEFT)
+    for _ in range(2):
+        assert window.tick()
+    found = dict(window._figures())
+    assert (found["score"], found["reads"]) == ("2 kills, 2 frames", "health 73, ammo 12")
+    assert (found["frame"], found["steps"]) == ("p50 1.0 ms, p99 2.0 ms", "4")
+    assert (found["device"], found["held"]) == ("cpu, float32", "TURN_LEFT")
+    assert found["game"] == "fake game, spawn 1 of 4"
+    assert found["FPS"].endswith("of 35.0")
+
+
+@pytest.mark.parametrize(("uncapped", "waits"), [(False, [0.07, 0.0, 0.07]), (True, [0.0] * 3)])
+def test_the_windows_clock(game, monkeypatch, uncapped, waits):
+    """A frame is waited for, and a late one is not made up for by the next."""
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    now, slept, took, step = [0.0], [], iter((0.03, 0.35, 0.03, 0.03)), game.step
+
+    def sleep(seconds):
+        slept.append(seconds)
+        now[0] += seconds
+
+    def slow(action):
+        now[0] += next(took)
+        return step(action)
+
+    monkeypatch.setattr(engine.window, "time", types.SimpleNamespace(perf_counter=lambda: now[0], sleep=sleep))
+    game.step, game.fps = slow, 10.0
+    play_window(game, WindowOptions(frames=4, uncapped=uncapped))
+    assert slept == pytest.approx(waits)
+
+
+@pytest.mark.parametrize("key", [pygame.K_r, pygame.K_n, pygame.K_F9])
+def test_a_new_start_or_a_load_can_be_taken_back(window, game, key):
+    tap(pygame.K_F5)
+    press(pygame.K_RIGHT)
+    for _ in range(3):
+        window.tick()
+    shown = game.frame
+    tap(key)
+    tap(pygame.K_BACKSPACE)
+    window.tick()
+    assert (game.number, window.session.tally.frames) == (3, 3)
+    np.testing.assert_array_equal(window.session.frame, shown)
 
 
 def test_help_holds_the_game(window, game):

@@ -49,7 +49,8 @@ RETURNS = 8  # starts
 QUIET_GAMES = 4  # starts of play without a key
 REAL_EPISODES = 24  # at most, to learn what real play looks like
 FILES = ("lpips_weights", "i3d", "agent")  # options that may name one; other figures come of another file there
-NEED_LESSONS = {"collapse", "actions", "agent", "long"}  # measures that learn what real play looks like
+NEED_JUDGE = {"actions", "agent", "long"}  # measures that read actions
+NEED_LESSONS = {"collapse", *NEED_JUDGE}  # measures that learn what real play looks like
 NO_REPLAY = "the game does not show the same frames again under the same seed and actions"
 HOW_TO_I3D = "--i3d FILE takes the I3D TorchScript network and reports FVD"
 
@@ -104,6 +105,9 @@ class _Evaluation:
         if not self._lessons and NEED_LESSONS & set(self._options.measures) and len(self._episodes) > 1:
             # What the judge learns from is not judged.
             self._lessons, self._episodes = self._episodes[1::2], self._episodes[::2]
+        if not self._lessons and NEED_JUDGE & set(self._options.measures):
+            what = "it has one episode, and who judges actions learns from others than it judges"
+            raise DataError(what, recording.folder, f"record more, or leave out {', '.join(sorted(NEED_JUDGE))}")
         self._subject = Subject(checkpoint, choose_device(device))
         self._parts = Parts(None if out is None else out / "parts", self._key())
         if out is not None and self._parts.begun_anew:
@@ -123,7 +127,7 @@ class _Evaluation:
             "command": command_line(config.name, options),
         }  # fmt: skip
         metrics |= self._teacher_forced()
-        if {"actions", "agent", "long"} & set(options.measures):
+        if NEED_JUDGE & set(options.measures):
             self._judge = self._fit_judge()
         metrics |= self._free_play()
         for name, measure in (

@@ -116,7 +116,7 @@ class Lpips(nn.Module):
         Raises:
             DataError: the file is missing, damaged, foreign or of another version.
         """
-        remedy = f"make it: {_DOWNLOAD}, then {_CONVERT}"
+        remedy = f"make it: {_DOWNLOAD}, then {_CONVERT} (with --network vgg to train by)"
         if not path.is_file():
             raise DataError("no file of LPIPS weights here", path, remedy)
         try:

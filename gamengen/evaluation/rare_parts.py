@@ -21,6 +21,7 @@ CHUNK = 64  # frames at once
 LEARN_FRAMES = 1200  # spread over the episodes
 LEAST_POSITIONS = 2  # of a latent, of 240 to 300: a monster that is far away
 # What a game variable says of a moment when it changes this way: the events that are told apart.
+WEAPON = "SELECTED_WEAPON"
 EVENTS = {"shot": ("SELECTED_WEAPON_AMMO", -1), "hurt": ("HEALTH", -1), "kill": ("KILLCOUNT", 1)}
 
 
@@ -108,4 +109,6 @@ def events_at(variables: np.ndarray, names: tuple[str, ...]) -> dict[str, bool]:
         if name in names:
             before, after = variables[-2:, names.index(name)]
             found[event] = bool(sign * (after - before) > 0)
+    if "shot" in found and WEAPON in names:  # another weapon has other ammunition
+        found["shot"] &= bool(np.ptp(variables[-2:, names.index(WEAPON)]) == 0)
     return found
