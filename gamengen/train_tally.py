@@ -178,7 +178,7 @@ def find_pictures(tally: Tally, episodes: LatentEpisodes) -> None:
 def find_names(tally: Tally, episodes: LatentEpisodes) -> None:
     """Set by what named levels are read: by ridge regression of which value it is on the positions that tell most.
 
-    A weapon stands before a world that moves: to compare it with a mean picture is wrong in a fifth of all frames.
+    A weapon stands before a world that moves: to compare it with a mean picture is wrong in a tenth of all frames.
     """
     config, counts, device = tally.config, episodes.counts, tally.pictures.device
     assert counts is not None
