@@ -236,3 +236,25 @@ def pairs(tmp_path: Path) -> list[Pair]:
         np.savez(path, real=real, neural=neural)
         made.append(Pair(f"abcd-{number:03d}", seconds, frames, fps, "0.h5", 0, 0, 0, "red", "f00d", path))
     return made
+
+
+@pytest.fixture
+def run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command in an empty folder: (exit code, standard output, standard error)."""
+    from gamengen.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code: Any = 0
+        capsys.readouterr()
+        try:
+            main(words)
+        except SystemExit as left:
+            code = left.code
+        out, err = capsys.readouterr()
+        return code or 0, out, err
+
+    return run

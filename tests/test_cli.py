@@ -21,29 +21,10 @@ from engine.frame_times import PlaySummary
 from engine.game import NeuralGame
 from engine.window import WindowOptions
 from gamengen import cli, commands
-from gamengen.cli import COMMANDS, main, overview
-from recorder.recording import Recording
+from gamengen.cli import COMMANDS, overview
 
 ROOT = Path(__file__).parents[1]
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Runs a command in an empty folder: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        code: Any = 0
-        capsys.readouterr()
-        try:
-            main(words)
-        except SystemExit as left:
-            code = left.code
-        out, err = capsys.readouterr()
-        return code or 0, out, err
-
-    return run
 
 
 def in_python(code: str, folder: Path) -> str:
@@ -471,23 +452,6 @@ def test_threads_do_not_spin_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(SystemExit):
             cli.main(["info"])
         assert os.environ.get("GOMP_SPINCOUNT") == expected
-
-
-def test_data_commands_and_their_exit_codes(run: Run, make_recording: Callable[..., Recording], tmp_path: Path) -> None:
-    recording = make_recording(tmp_path / "data", (6, 5, 7))
-    assert run("data", "verify", "data")[0] == 0
-    shown = ("--rows", "1", "--columns", "2", "--seconds", "0.1")
-    assert run("data", "preview", "data", "--out", "p", *shown, "--json", "p.json")[0] == 0
-    assert json.loads((tmp_path / "p.json").read_text())["episodes"] == 1
-    assert run("data", "export", "data", "--out", "x", "--format", "npz")[0] == 0
-    assert (tmp_path / "x" / "000002.npz").is_file()
-    path = recording.episode_path(1)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
-    code, _, err = run("data", "verify", "data", "--json", "v.json")
-    assert code == 1 and err.splitlines()[-1].startswith("error: 1 of 3 episodes are damaged: 000001.h5 (")
-    assert len(json.loads((tmp_path / "v.json").read_text())["bad"]) == 1
-    assert run("data", "verify", "data", "--repair")[0] == run("data", "verify", "data")[0] == 0
-    assert (tmp_path / "data" / "quarantine" / "000001.h5").is_file()
 
 
 def test_told_to_end_it_leaves_in_order(tmp_path: Path) -> None:

@@ -17,9 +17,7 @@ from PIL import Image
 import engine.window
 from agents.actions import ActionSet
 from agents.errors import DataError, DisplayError, OptionError
-from engine.frame_times import FrameTimes
 from engine.panels import fit_frame
-from engine.session import HISTORY_FRAMES, MESSAGE_SECONDS, PlaySession
 from engine.window import PlayWindow, WindowOptions, play_window
 from gamengen.outcome import Outcome
 
@@ -461,46 +459,3 @@ def test_another_pygame_is_refused(game, monkeypatch):
 def test_bad_options(bad):
     with pytest.raises(OptionError, match=next(iter(bad)).replace("_", "-")):
         WindowOptions(**bad)
-
-
-def test_history_is_bounded(game):
-    session = PlaySession(game)
-    for _ in range(HISTORY_FRAMES + 20):
-        session.advance(DEFEND.rest)
-    session.hold_rewind()
-    for _ in range(HISTORY_FRAMES + 40):
-        session.advance(DEFEND.rest)
-    assert game.number == 20
-
-
-def test_messages_go_away():
-    now = [0.0]
-    session = PlaySession(FakeGame(), clock=lambda: now[0])
-    session.quick_save()
-    now[0] = 60.0  # the frame took a minute
-    session.advance(DEFEND.rest)
-    assert session.message == "saved (F9 loads)"
-    now[0] += MESSAGE_SECONDS + 0.1
-    assert session.message == ""
-
-
-def test_frame_times_leave_out_pauses():
-    now = [0.0]
-    times = FrameTimes(lambda: now[0])
-
-    def make_frame() -> np.ndarray:
-        now[0] += 0.010
-        return np.zeros(0)
-
-    assert (times.fps(), times.percentiles()) == (0.0, (0.0, 0.0))
-    for _ in range(10):
-        times.measure(make_frame)
-        now[0] += 0.010
-    times.interrupt()
-    now[0] += 100
-    times.measure(make_frame)
-    summary = times.summary()
-    assert summary.frames == 11
-    assert summary.seconds == pytest.approx(0.010 + 9 * 0.020 + 0.010)
-    assert summary.p50_ms == pytest.approx(10)
-    assert times.fps() == pytest.approx(summary.fps)
